@@ -1,0 +1,403 @@
+"""The configuration: one frozen tree, read from one YAML file, changed with `--set a.b=c`, saved with every artifact.
+
+Unknown keys and impossible combinations are refused before anything runs. `PipelineConfig` describes a run of
+`ray_jobs/train.py`; `ServiceConfig` describes a Ray Serve application (`serve_apps/configs/*.yaml`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hymirec.errors import ConfigError
+
+T = TypeVar("T", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of every node: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+
+class SyntheticConfig(Config):
+    """Generated data with planted interests, for scale tests."""
+
+    items: int = Field(20_000, ge=10, description="items in the catalogue")
+    users: int = Field(2_000, ge=1, description="users")
+    events_per_user: int = Field(60, ge=3, description="mean interactions of a user")
+    topics: int = Field(64, ge=2, description="latent topics that items belong to")
+    interests: int = Field(3, ge=1, description="topics a user likes")
+    zipf: float = Field(1.1, gt=0, description="exponent of the popularity of items inside a topic")
+    string_ids: bool = Field(False, description="string ids instead of int64")
+    shards: int = Field(8, ge=1, description="shards that are generated independently")
+
+
+class DataConfig(Config):
+    """Where items and interactions come from, and how they are split."""
+
+    kind: Literal["online-retail", "movielens-1m", "pixelrec", "parquet", "synthetic"] = Field(
+        "online-retail", description="named data set, or `parquet` for any directory of the two tables"
+    )
+    path: str | None = Field(None, description="directory, glob or fsspec URL; not needed for online-retail, synthetic")
+    min_user_interactions: int = Field(5, ge=3, description="users with fewer interactions are left out")
+    repeats: Literal["keep", "first"] = Field(
+        "first", description="repeated (user, item) pairs: `first` keeps the first of each, `keep` keeps all"
+    )
+    text_columns: tuple[str, ...] | None = Field(
+        None, description="item columns that make the text; none given: `title`, then all other string columns"
+    )
+    split: Literal["leave-one-out", "global-time"] = Field(
+        "leave-one-out", description="last item test and the one before it validation, or cut by time for all users"
+    )
+    validation_share: float = Field(0.05, gt=0, lt=0.5, description="global-time only: share of events in validation")
+    test_share: float = Field(0.05, gt=0, lt=0.5, description="global-time only: share of events in test")
+    part_rows: int = Field(65_536, ge=1, description="items in one part file; the unit of resuming")
+    synthetic: SyntheticConfig = SyntheticConfig()
+
+    @model_validator(mode="after")
+    def _path_given(self) -> DataConfig:
+        if self.kind in ("movielens-1m", "pixelrec", "parquet") and not self.path:
+            raise ValueError(f"data.kind={self.kind} needs data.path; add `--set data.path=DIR`")
+        return self
+
+
+class OptimConfig(Config):
+    """AdamW with linear warm-up and cosine decay."""
+
+    epochs: int = Field(5, ge=0, description="passes over the training sequences; 0 trains nothing")
+    batch_size: int = Field(64, ge=1, description="sequences a step, over all workers")
+    accumulation: int = Field(1, ge=1, description="micro-batches whose gradients are added up before a step")
+    lr: float = Field(2e-3, gt=0, description="peak learning rate")
+    min_lr_ratio: float = Field(0.02, ge=0, le=1, description="end of the cosine, as a share of lr")
+    warmup_ratio: float = Field(0.05, ge=0, le=1, description="share of all steps with rising learning rate")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
+    clip_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    patience: int = Field(3, ge=1, description="epochs without a better validation NDCG@10 before training stops")
+
+
+class EncoderConfig(Config):
+    """Item text -> vector, and how it is fine-tuned end to end (stage 1)."""
+
+    preset: Literal["tiny", "minilm", "smollm2", "tinyllama", "custom"] = Field(
+        "tiny", description="`tiny` is built from config with a tokenizer trained on the catalogue; no download"
+    )
+    model: str | None = Field(None, description="custom only: Hugging Face name or local directory")
+    hidden_size: int = Field(96, ge=8, description="tiny only")
+    layers: int = Field(2, ge=1, description="tiny only")
+    heads: int = Field(4, ge=1, description="tiny only")
+    vocab_size: int = Field(4096, ge=300, description="tiny only: size of the trained tokenizer")
+    max_tokens: int = Field(32, ge=4, description="texts are cut to this many tokens, the special token included")
+    special_token: str = Field("<|item|>", min_length=1, description="appended; its last hidden state is the embedding")
+    encode_batch: int = Field(256, ge=1, description="texts a forward pass when encoding")
+    sequence_length: int = Field(20, ge=2, description="stage 1: most recent items of a user")
+    negatives: int = Field(256, ge=1, description="stage 1: sampled negatives a step, shared by the batch")
+    user_layers: int = Field(1, ge=1, description="stage 1: causal Transformer blocks over item embeddings")
+    scale: float = Field(14.2857, gt=0, le=100, description="stage 1: start of the learnable scale (1/temperature)")
+    optim: OptimConfig = OptimConfig(epochs=2, batch_size=64, lr=1e-3)
+
+    @model_validator(mode="after")
+    def _model_given(self) -> EncoderConfig:
+        if (self.preset == "custom") != (self.model is not None):
+            raise ValueError("encoder.model goes with encoder.preset=custom, and only with it")
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(f"encoder.hidden_size={self.hidden_size} must be a multiple of 2 x heads={self.heads}")
+        return self
+
+
+class CodebookConfig(Config):
+    """Cosine residual codebook."""
+
+    layers: int = Field(3, ge=1, le=16, description="residual layers")
+    centroids: int = Field(256, ge=2, le=65_536, description="centroids a layer; capped at the number of items")
+    iterations: int = Field(12, ge=1, description="k-means passes a layer")
+    balance: Literal["prices", "none"] = Field("prices", description="streamed prices while fitting, or plain k-means")
+    slices: int = Field(32, ge=20, description="global slices of a pass; prices move after each")
+    magnitudes: Literal["float16", "float32"] = Field("float16", description="how magnitudes are stored")
+
+
+class ItemConfig(Config):
+    """What an item's vector in the recommender is made of; the sum is normalised."""
+
+    text: bool = Field(True, description="projected content embedding")
+    ids: bool = Field(True, description="a learned residual an item; for warm catalogues")
+    cooccurrence: bool = Field(True, description="start the residual from truncated SVD of positive PMI; needs ids")
+    width: int = Field(64, ge=8, description="dimension of item vectors and interests")
+    window: int = Field(10, ge=1, description="co-occurrence: steps between two items of a history")
+
+    @model_validator(mode="after")
+    def _some_input(self) -> ItemConfig:
+        if not (self.text or self.ids):
+            raise ValueError("recommender.item needs text or ids")
+        if self.cooccurrence and not self.ids:
+            raise ValueError("recommender.item.cooccurrence needs recommender.item.ids")
+        return self
+
+
+class LightConfig(Config):
+    """Light recommender: long decoded history -> coarse interests."""
+
+    enabled: bool = Field(True, description="off: the LLM sees the last items only (ablation)")
+    hidden_size: int = Field(64, ge=8)
+    layers: int = Field(1, ge=1, description="blocks in which coarse queries cross-attend to the history")
+    heads: int = Field(2, ge=1)
+    queries: int = Field(4, ge=1, description="coarse interests")
+    max_history: int = Field(1000, ge=1, description="events before the recent ones that are read")
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _heads(self) -> LightConfig:
+        if self.hidden_size % self.heads:
+            raise ValueError("recommender.light.hidden_size must be a multiple of recommender.light.heads")
+        return self
+
+
+class LLMConfig(Config):
+    """LLM recommender: any Hugging Face causal LM through `inputs_embeds`."""
+
+    preset: Literal["tiny", "smollm2", "tinyllama", "custom"] = Field("tiny", description="`tiny` is a Llama by config")
+    model: str | None = Field(None, description="custom only: Hugging Face name or local directory")
+    hidden_size: int = Field(64, ge=8, description="tiny only")
+    layers: int = Field(2, ge=1, description="tiny only")
+    heads: int = Field(2, ge=1, description="tiny only")
+    dropout: float = Field(0.2, ge=0, lt=1, description="on the inputs of the LLM")
+    recent: int = Field(50, ge=1, description="last-n items")
+    indicator: bool = Field(True, description="indicator embedding added to coarse interests")
+    time: bool = Field(True, description="relative time bias in the attention mask, request time included")
+    freeze: bool = Field(False, description="train only what surrounds the LLM")
+    gradient_checkpointing: bool = Field(False)
+
+    @model_validator(mode="after")
+    def _model_given(self) -> LLMConfig:
+        if (self.preset == "custom") != (self.model is not None):
+            raise ValueError("recommender.llm.model goes with recommender.llm.preset=custom, and only with it")
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError("recommender.llm.hidden_size must be a multiple of 2 x recommender.llm.heads")
+        return self
+
+
+class DMILConfig(Config):
+    """Disentangled multi-interest learning."""
+
+    interests: int = Field(2, ge=1, le=8, description="refined interests (s)")
+    window: int = Field(4, ge=1, le=64, description="future items (w)")
+    decay: float = Field(0.5, gt=0, le=1, description="weight of the i-th target is decay^i; 1 is uniform (paper)")
+    weight: float = Field(0.5, ge=0, description="weight of DMIL beside the next-item loss")
+    next_item_weight: float = Field(1.0, ge=0, description="weight of the next-item loss; 0 is DMIL alone (paper)")
+    matching: Literal["hungarian", "max"] = Field("hungarian", description="`max` is the paper's ablation")
+    lloyd_steps: int = Field(5, ge=1, description="k-means steps over the window's targets")
+    anchors: int = Field(4, ge=1, description="positions a sequence at which queries are asked, in one pass")
+    diversity: float = Field(0.05, ge=0, description="weight of the mean squared cosine between two interests")
+
+
+class RecommenderConfig(Config):
+    """Stage 2: the hybrid recommender."""
+
+    item: ItemConfig = ItemConfig()
+    light: LightConfig = LightConfig()
+    llm: LLMConfig = LLMConfig()
+    dmil: DMILConfig = DMILConfig()
+    negatives: int = Field(0, ge=0, description="sampled negatives a step, shared by the batch; 0 is the full softmax")
+    mask_false_negatives: float = Field(0.99, gt=0, le=1, description="negatives nearer to the target are masked")
+    scale: float = Field(14.2857, gt=0, le=100, description="start of the learnable scale (1/temperature), cap 100")
+    optim: OptimConfig = OptimConfig(epochs=12, batch_size=64, lr=2e-3)
+
+
+class EvaluationConfig(Config):
+    """Full ranking over the catalogue."""
+
+    ks: tuple[int, ...] = Field((10, 50, 100, 200), min_length=1, description="cut-offs; total K over all interests")
+    batch_users: int = Field(256, ge=1)
+    mask_history: bool = Field(True, description="items of the user's own history are not ranked")
+    bootstrap: int = Field(1000, ge=0, description="resamples of the interval; 0 prints none")
+
+
+class RetrievalConfig(Config):
+    """Index over item vectors. An item's score is its largest cosine over the interests."""
+
+    index: Literal["flat", "hnsw"] = Field("flat", description="`flat` is exact")
+    hnsw_links: int = Field(32, ge=4)
+    hnsw_search: int = Field(256, ge=16)
+
+
+class ComputeConfig(Config):
+    """What Ray is asked for."""
+
+    workers: int = Field(1, ge=1, description="Ray Train workers (codebook and both training stages)")
+    cpus_per_worker: float = Field(1, gt=0)
+    threads_per_worker: int = Field(1, ge=1, description="torch threads in one worker or encode actor")
+    use_gpu: bool = Field(False, description="one GPU a worker and an actor")
+    engine: Literal["deepspeed", "torch"] = Field("deepspeed", description="`torch` is plain DDP, for comparison")
+    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
+    bf16: bool = Field(False)
+    encode_actors: int = Field(1, ge=1, description="actors of the encode and code steps")
+    cpus_per_actor: float = Field(0.5, gt=0)
+    max_failures: int = Field(3, ge=0, description="restarts of a worker group after a crash")
+
+
+class PipelineConfig(Config):
+    """One run of the whole pipeline."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
+    run_dir: str | None = Field(None, description="where everything is written; none given: runs/<name>")
+    seed: int = Field(17, ge=0)
+    data: DataConfig = DataConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    codebook: CodebookConfig = CodebookConfig()
+    recommender: RecommenderConfig = RecommenderConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    compute: ComputeConfig = ComputeConfig()
+
+    @property
+    def directory(self) -> Path:
+        """The absolute run directory."""
+        return Path(self.run_dir or f"runs/{self.name}").expanduser().absolute()
+
+
+class HistoryConfig(Config):
+    """Where compressed histories live."""
+
+    store: Literal["memory", "rocksdb", "redis"] = "rocksdb"
+    path: str | None = Field(None, description="rocksdb only: directory")
+    url: str | None = Field(None, description="redis only: redis://host:port/db")
+    shards: int = Field(64, ge=1, le=65_536, description="redis only: fixed number of user shards")
+    max_events: int = Field(10_000, ge=1, description="a history keeps this many newest events")
+    dedup_horizon: int = Field(1_024, ge=1, description="newest event ids of a user that are remembered")
+    sync: bool = Field(True, description="rocksdb only: fsync every batch")
+
+    @model_validator(mode="after")
+    def _place_given(self) -> HistoryConfig:
+        if self.store == "rocksdb" and not self.path:
+            raise ValueError("history.store=rocksdb needs history.path")
+        if self.store == "redis" and not self.url:
+            raise ValueError("history.store=redis needs history.url")
+        return self
+
+
+class StreamConfig(Config):
+    """The event log."""
+
+    source: Literal["file", "kafka-python", "confluent"] = "file"
+    path: str | None = Field(None, description="file only: directory of the log")
+    brokers: str | None = Field(None, description="Kafka only: host:port,host:port")
+    topic: str = "events"
+    dead_letter_topic: str = "events.dead-letters"
+    group: str = "hymirec"
+    partitions: int = Field(4, ge=1, description="file only: partitions of a new log")
+    batch_events: int = Field(2_000, ge=1, description="events applied at once, at most")
+    poll_seconds: float = Field(0.2, gt=0)
+    session_timeout_seconds: float = Field(10.0, gt=0)
+
+    @model_validator(mode="after")
+    def _place_given(self) -> StreamConfig:
+        if self.source == "file" and not self.path:
+            raise ValueError("stream.source=file needs stream.path")
+        if self.source != "file" and not self.brokers:
+            raise ValueError(f"stream.source={self.source} needs stream.brokers")
+        return self
+
+
+class LimitsConfig(Config):
+    """What a request may ask for, and when it is turned away."""
+
+    max_k: int = Field(500, ge=1)
+    max_history: int = Field(10_000, ge=1, description="items of a `history` in a request")
+    max_body_bytes: int = Field(1 << 20, ge=1024)
+    request_timeout_seconds: float = Field(5.0, gt=0)
+    stage_timeout_seconds: float = Field(2.0, gt=0)
+    max_ongoing_requests: int = Field(16, ge=1, description="a replica works on this many")
+    max_queued_requests: int = Field(64, ge=0, description="a caller queues this many, then 503 with Retry-After")
+
+
+class ServiceConfig(Config):
+    """One Ray Serve application."""
+
+    bundle: str = Field(description="directory of the bundle")
+    history: HistoryConfig
+    stream: StreamConfig
+    limits: LimitsConfig = LimitsConfig()
+    recommender_replicas: int = Field(1, ge=1, description="least replicas of the recommender")
+    max_recommender_replicas: int = Field(1, ge=1, description="most replicas of the recommender (autoscaling)")
+    writer_replicas: int = Field(1, ge=1, description="history writers; more than one needs redis and Kafka")
+    threads: int = Field(1, ge=1, description="torch and faiss threads in one recommender replica")
+    token_file: str | None = Field(None, description="file with `scope token` lines; required beyond loopback")
+
+    @model_validator(mode="after")
+    def _writers(self) -> ServiceConfig:
+        if self.writer_replicas > 1 and (self.history.store != "redis" or self.stream.source == "file"):
+            raise ValueError("writer_replicas > 1 needs history.store=redis and a Kafka stream")
+        if self.max_recommender_replicas < self.recommender_replicas:
+            raise ValueError("max_recommender_replicas must be at least recommender_replicas")
+        return self
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"]) or "(whole config)"
+        what = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"]
+        got = "" if problem["type"] in ("extra_forbidden", "missing") else f" (got {problem['input']!r})"
+        lines.append(f"{where}: {what}{got if len(got) < 120 else ''}")
+    return "; ".join(lines)
+
+
+def parse(kind: type[T], values: Mapping[str, Any], source: str = "config") -> T:
+    """Build a config from plain values.
+
+    Raises ConfigError that names every wrong key by its dotted path.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as e:
+        raise ConfigError(f"{source}: {_explain(e)}. See docs/configuration.md for every key.") from e
+
+
+def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """Apply `a.b=c` assignments (the value is YAML) to nested plain values; returns a new dict.
+
+    Raises ConfigError for an assignment that is not of that form.
+    """
+    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(values)) or {}
+    for assignment in assignments:
+        match = re.fullmatch(r"([A-Za-z_][\w.]*)=(.*)", assignment, flags=re.DOTALL)
+        if not match:
+            raise ConfigError(f"--set {assignment!r}: expected a dotted key and a value, as in --set recommender.optim.epochs=5")
+        *parents, last = match[1].split(".")
+        node = result
+        for key in parents:
+            child = node.setdefault(key, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"--set {assignment!r}: {key} is a value, not a section")
+            node = child
+        try:
+            node[last] = yaml.safe_load(match[2])
+        except yaml.YAMLError as e:
+            raise ConfigError(f"--set {assignment!r}: the value is not YAML ({e})") from e
+    return result
+
+
+def load(kind: type[T], path: str | Path, assignments: Iterable[str] = ()) -> T:
+    """Read a YAML file, apply `--set` assignments, and validate.
+
+    Raises ConfigError for a missing file, broken YAML, an unknown key or an impossible value.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except FileNotFoundError as e:
+        raise ConfigError(f"{path}: no such file; the shipped ones are in ray_jobs/configs and serve_apps/configs") from e
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: not valid YAML: {e}") from e
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys at the top, got {type(values).__name__}")
+    return parse(kind, override(values, assignments), str(path))
+
+
+def dump(config: Config) -> str:
+    """The resolved config as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
