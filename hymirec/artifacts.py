@@ -106,9 +106,7 @@ def list_files(directory: Path) -> dict[str, str]:
     return found
 
 
-def write_manifest(
-    directory: Path, kind: str, inputs: str = "", info: Mapping[str, Any] | None = None
-) -> Manifest:
+def write_manifest(directory: Path, kind: str, inputs: str = "", info: Mapping[str, Any] | None = None) -> Manifest:
     """Hash every file of a directory and write its manifest, last and atomically."""
     manifest = Manifest(kind, inputs, list_files(directory), dict(info or {}))
     write_json(directory / MANIFEST, manifest.as_dict())

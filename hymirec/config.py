@@ -367,7 +367,9 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
     for assignment in assignments:
         match = re.fullmatch(r"([A-Za-z_][\w.]*)=(.*)", assignment, flags=re.DOTALL)
         if not match:
-            raise ConfigError(f"--set {assignment!r}: expected a dotted key and a value, as in --set recommender.optim.epochs=5")
+            raise ConfigError(
+                f"--set {assignment!r}: expected a dotted key and a value, as in --set recommender.optim.epochs=5"
+            )
         *parents, last = match[1].split(".")
         node = result
         for key in parents:
@@ -390,7 +392,9 @@ def load(kind: type[T], path: str | Path, assignments: Iterable[str] = ()) -> T:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except FileNotFoundError as e:
-        raise ConfigError(f"{path}: no such file; the shipped ones are in ray_jobs/configs and serve_apps/configs") from e
+        raise ConfigError(
+            f"{path}: no such file; the shipped ones are in ray_jobs/configs and serve_apps/configs"
+        ) from e
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}: not valid YAML: {e}") from e
     if not isinstance(values, dict):

@@ -1,0 +1,204 @@
+"""Engines: how gradients become updates, alone or over many ranks.
+
+`TorchEngine` is plain PyTorch with averaged gradients; `DeepSpeedEngine` is ZeRO stage 0 to 3. Both have the same
+contract, so that the loop, the tasks and the checkpoints do not know which one runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hymirec.config import ComputeConfig, OptimConfig
+
+StateDict = dict[str, Tensor]
+
+
+class Engine(Protocol):
+    """A model and its optimizer."""
+
+    device: torch.device
+
+    @property
+    def module(self) -> nn.Module:
+        """The model to call."""
+        ...
+
+    def step(self, loss: Tensor, lr: float, update: bool) -> None:
+        """Backward of one micro-batch; on `update` clip the gathered gradients and apply them with `lr`."""
+        ...
+
+    def full_state(self) -> StateDict:
+        """All weights in fp32 on the CPU; a collective, every rank calls it."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write this rank's part of the state; file names differ by rank."""
+        ...
+
+    def load(self, directory: Path) -> None:
+        """Continue from a saved state."""
+        ...
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters: matrices decay; gains, biases and scalars do not."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _set_lr(groups: Iterable[dict[str, Any]], lr: float) -> None:
+    for group in groups:
+        group["lr"] = lr
+
+
+class TorchEngine:
+    """AdamW on every rank over averaged gradients. bf16 by autocast."""
+
+    def __init__(self, model: nn.Module, optim: OptimConfig, compute: ComputeConfig, device: torch.device) -> None:
+        self.device = device
+        self._model = model.to(device)
+        self._clip = optim.clip_norm
+        self._accumulation = optim.accumulation
+        self._bf16 = compute.bf16
+        self._optimizer = torch.optim.AdamW(parameter_groups(model, optim.weight_decay), lr=optim.lr)
+
+    @property
+    def module(self) -> nn.Module:
+        """The model itself."""
+        return self._model
+
+    def step(self, loss: Tensor, lr: float, update: bool) -> None:
+        """See `Engine.step`."""
+        (loss / self._accumulation).backward()
+        if not update:
+            return
+        parameters = [p for p in self._model.parameters() if p.requires_grad]
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            for p in parameters:
+                if p.grad is None:
+                    p.grad = torch.zeros_like(p)
+            flat = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
+            dist.all_reduce(flat)
+            flat /= dist.get_world_size()
+            for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+                p.grad = part.view_as(p)
+        nn.utils.clip_grad_norm_(parameters, self._clip)
+        _set_lr(self._optimizer.param_groups, lr)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def full_state(self) -> StateDict:
+        """See `Engine.full_state`."""
+        return {name: value.detach().float().cpu().clone() for name, value in self._model.named_parameters()}
+
+    def save(self, directory: Path) -> None:
+        """Rank 0 writes weights and moments as safetensors; the other ranks hold the same."""
+        if dist.is_initialized() and dist.get_rank() != 0:
+            return
+        tensors = {f"model/{name}": p.detach().cpu().contiguous().clone() for name, p in self._model.named_parameters()}
+        steps: dict[str, float] = {}
+        for name, p in self._model.named_parameters():
+            for key, value in self._optimizer.state.get(p, {}).items():
+                if key == "step":
+                    steps[name] = float(value)
+                else:
+                    tensors[f"{key}/{name}"] = value.cpu().contiguous()
+        save_file(tensors, directory / "torch.safetensors")
+        (directory / "torch.json").write_text(json.dumps(steps))
+
+    def load(self, directory: Path) -> None:
+        """See `Engine.load`."""
+        tensors = load_file(directory / "torch.safetensors")
+        steps = json.loads((directory / "torch.json").read_text())
+        with torch.no_grad():
+            for name, p in self._model.named_parameters():
+                p.copy_(tensors[f"model/{name}"])
+                if name in steps:
+                    moments = {key: tensors[f"{key}/{name}"].to(p.device) for key in ("exp_avg", "exp_avg_sq")}
+                    self._optimizer.state[p] = {"step": torch.tensor(steps[name]), **moments}
+
+
+class DeepSpeedEngine:
+    """DeepSpeed ZeRO. Needs an initialised process group (Ray Train makes one)."""
+
+    TAG = "deepspeed"
+
+    def __init__(self, model: nn.Module, optim: OptimConfig, compute: ComputeConfig, device: torch.device) -> None:
+        if device.type == "cpu":
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        import deepspeed
+
+        if device.type == "cpu":
+            # DeepSpeed's shared-memory collective is compiled at start for two minutes; plain gloo does the same.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self.device = device
+        self._deepspeed = deepspeed
+        self._clip = optim.clip_norm
+        optimizer = torch.optim.AdamW(parameter_groups(model, optim.weight_decay), lr=optim.lr)
+        self._engine, self._optimizer, *_ = deepspeed.initialize(
+            model=model.to(device),
+            optimizer=optimizer,
+            dist_init_required=False,
+            config={
+                "train_micro_batch_size_per_gpu": max(
+                    1, optim.batch_size // (dist.get_world_size() * optim.accumulation)
+                ),
+                "gradient_accumulation_steps": optim.accumulation,
+                "gradient_clipping": optim.clip_norm,
+                "zero_optimization": {"stage": compute.zero_stage},
+                "zero_allow_untested_optimizer": True,
+                "bf16": {"enabled": compute.bf16},
+                "steps_per_print": 10**9,
+            },
+        )
+
+    @property
+    def module(self) -> nn.Module:
+        """DeepSpeed's wrapper; calling it runs the model."""
+        module: nn.Module = self._engine
+        return module
+
+    def step(self, loss: Tensor, lr: float, update: bool) -> None:
+        """See `Engine.step`; DeepSpeed counts the micro-batches itself."""
+        _set_lr(self._optimizer.param_groups, lr)
+        self._engine.backward(loss)
+        self._engine.step()
+
+    def full_state(self) -> StateDict:
+        """Fp32 master weights where ZeRO or bf16 keeps them, else the parameters."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        state: StateDict = {}
+        for name, p in self._engine.module.named_parameters():
+            master = safe_get_full_fp32_param(p) if p.requires_grad else None
+            state[name] = (p if master is None else master).detach().float().cpu().clone().view(p.shape)
+        return state
+
+    def save(self, directory: Path) -> None:
+        """DeepSpeed's own files, one set a rank."""
+        self._engine.save_checkpoint(str(directory), tag=self.TAG)
+
+    def load(self, directory: Path) -> None:
+        """See `Engine.load`."""
+        self._engine.load_checkpoint(str(directory), tag=self.TAG)
+
+
+def make_engine(model: nn.Module, optim: OptimConfig, compute: ComputeConfig) -> Engine:
+    """The engine that the config names, on this worker's device."""
+    device = torch.device("cuda", torch.cuda.current_device()) if compute.use_gpu else torch.device("cpu")
+    if compute.engine == "deepspeed" and dist.is_initialized():
+        return DeepSpeedEngine(model, optim, compute, device)
+    return TorchEngine(model, optim, compute, device)
