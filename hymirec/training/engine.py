@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +35,10 @@ class Engine(Protocol):
 
     def step(self, loss: Tensor, lr: float, update: bool) -> None:
         """Backward of one micro-batch; on `update` clip the gathered gradients and apply them with `lr`."""
+        ...
+
+    def gathered(self) -> AbstractContextManager[Any]:
+        """A context in which every rank holds whole parameters, for code that reads them outside `forward`."""
         ...
 
     def full_state(self) -> StateDict:
@@ -100,6 +105,10 @@ class TorchEngine:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
+    def gathered(self) -> AbstractContextManager[Any]:
+        """Every rank holds them anyway."""
+        return nullcontext()
+
     def full_state(self) -> StateDict:
         """See `Engine.full_state`."""
         return {name: value.detach().float().cpu().clone() for name, value in self._model.named_parameters()}
@@ -146,7 +155,7 @@ class DeepSpeedEngine:
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.device = device
         self._deepspeed = deepspeed
-        self._clip = optim.clip_norm
+        self._stage = compute.zero_stage
         optimizer = torch.optim.AdamW(parameter_groups(model, optim.weight_decay), lr=optim.lr)
         self._engine, self._optimizer, *_ = deepspeed.initialize(
             model=model.to(device),
@@ -176,6 +185,15 @@ class DeepSpeedEngine:
         _set_lr(self._optimizer.param_groups, lr)
         self._engine.backward(loss)
         self._engine.step()
+
+    def gathered(self) -> AbstractContextManager[Any]:
+        """ZeRO-3 partitions parameters; the lower stages do not."""
+        if self._stage < 3:
+            return nullcontext()
+        context: AbstractContextManager[Any] = self._deepspeed.zero.GatheredParameters(
+            list(self._engine.module.parameters())
+        )
+        return context
 
     def full_state(self) -> StateDict:
         """Fp32 master weights where ZeRO or bf16 keeps them, else the parameters."""

@@ -73,10 +73,8 @@ def fit(task: TrainTask, optim: OptimConfig, compute: ComputeConfig, seed: int, 
         train = _train_epoch(task, engine, optim, epoch, reporter)
         state.epoch += 1
         best = _validated(task, engine, reporter, state, best, epoch, train)
-        metrics = {key: value for key, value in state.history[-1].items() if math.isfinite(value)}
-        reporter.report(
-            metrics, lambda directory, weights=best: _save(directory, engine, state, weights, reporter.rank)
-        )
+        save = partial(_save, engine=engine, state=state, best=best, rank=reporter.rank)
+        reporter.report(state.history[-1], save)
     return FitResult(best, state.history, state.best_epoch)
 
 
@@ -132,8 +130,8 @@ def _validated(
 ) -> StateDict:
     """Validate, add a row to the history, and return the best weights so far."""
     engine.module.eval()
-    with torch.no_grad():
-        metrics = _reduce(task.validate(unwrap(engine.module), reporter.rank, reporter.world), reporter.world)
+    with torch.no_grad(), engine.gathered():
+        metrics = _reduce(task.validate(unwrap(engine.module), reporter.rank, reporter.world), engine, reporter.world)
     state.history.append({"epoch": float(epoch + 1), **train, **metrics})
     if metrics[task.metric] > state.best:
         state.best, state.best_epoch = metrics[task.metric], epoch
@@ -148,9 +146,9 @@ def unwrap(module: nn.Module) -> nn.Module:
     return inner if isinstance(inner, nn.Module) else module
 
 
-def _reduce(metrics: Mapping[str, tuple[float, int]], world: int) -> dict[str, float]:
+def _reduce(metrics: Mapping[str, tuple[float, int]], engine: Engine, world: int) -> dict[str, float]:
     names = sorted(metrics)
-    pairs = torch.tensor([metrics[name] for name in names], dtype=torch.float64)
+    pairs = torch.tensor([metrics[name] for name in names], dtype=torch.float64, device=engine.device)
     if world > 1:
         dist.all_reduce(pairs)
     return {name: float(total / max(1.0, float(count))) for name, (total, count) in zip(names, pairs, strict=True)}
