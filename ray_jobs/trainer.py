@@ -1,0 +1,175 @@
+"""Run a `TrainTask` on Ray Train workers, with DeepSpeed or plain PyTorch.
+
+Killed workers: the group is restarted from the newest reported checkpoint (`compute.max_failures`). Killed driver: the
+same step run again finds the run under its `checkpoints/` directory and goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from hymirec.artifacts import write_json
+from hymirec.config import ComputeConfig, OptimConfig, PipelineConfig
+from hymirec.errors import HyMiRecError, ModelError
+from hymirec.training import TrainTask, fit
+from hymirec.training.loop import load_weights
+from hymirec.training.reporter import ProgressFile, SaveFn
+
+PROGRESS = Path("logs/progress.json")
+TaskFactory = Callable[[PipelineConfig, Path], TrainTask]
+log = logging.getLogger(__name__)
+
+
+class RayReporter:
+    """Reports to Ray Train; rank 0 also writes the progress file and TensorBoard events."""
+
+    def __init__(self, out: Path) -> None:
+        context = ray.train.get_context()
+        self.rank = context.get_world_rank()
+        self.world = context.get_world_size()
+        self._progress = ProgressFile(out / PROGRESS) if self.rank == 0 else None
+        self._board = _tensorboard(out) if self.rank == 0 else None
+
+    @contextmanager
+    def latest(self) -> Iterator[Path | None]:
+        """Yield the newest checkpoint that Ray Train knows, as a local directory."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            yield None
+            return
+        with checkpoint.as_directory() as directory:
+            yield Path(directory)
+
+    def report(self, metrics: Mapping[str, float], save: SaveFn) -> None:
+        """Every rank hands over its own files; Ray Train merges them into one checkpoint."""
+        if self._board is not None:
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, int(metrics["epoch"]))
+            self._board.flush()
+        with tempfile.TemporaryDirectory() as directory:
+            save(Path(directory))
+            ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint.from_directory(directory))
+
+    def progress(self, epoch: int, step: int, steps: int, scalars: Mapping[str, float]) -> None:
+        """Rank 0 speaks for all."""
+        if self._progress is not None:
+            self._progress.write(epoch, step, steps, scalars)
+
+
+def _tensorboard(out: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        log.warning("no TensorBoard events: install the extra `tracking`")
+        return None
+    return SummaryWriter(str(out / "tensorboard"))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a worker is told; plain data and an importable factory."""
+
+    factory: TaskFactory
+    config: PipelineConfig
+    optim: OptimConfig
+    run_dir: Path
+    out: Path
+
+
+def _worker(work: dict[str, _Work]) -> None:
+    job = work["work"]
+    compute = job.config.compute
+    torch.set_num_threads(compute.threads_per_worker)
+    os.environ.setdefault("LOCAL_RANK", str(ray.train.get_context().get_local_rank()))
+    task = job.factory(job.config, job.run_dir)
+    reporter = RayReporter(job.out)
+    result = fit(task, job.optim, compute, job.config.seed, reporter)
+    if reporter.rank == 0:
+        model = task.build()
+        load_weights(model, result.state)
+        task.export(model.eval(), job.out)
+        write_json(job.out / "training.json", {"history": result.history, "best_epoch": result.best_epoch + 1})
+
+
+def train_on_ray(
+    factory: TaskFactory, config: PipelineConfig, optim: OptimConfig, run_dir: Path, out: Path, inputs: str
+) -> dict[str, Any]:
+    """Train `factory(config, run_dir)` on `compute.workers` workers; the artifact is written into `out`.
+
+    `inputs` names the run: equal inputs continue an unfinished run, other inputs start afresh. Returns the training
+    history. Raises ModelError with the worker's own error when the run fails for good.
+    """
+    compute = config.compute
+    storage = out / "checkpoints"
+    name = inputs[:16]
+    _drop_unreadable_run(storage / name)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"work": _Work(factory, config, optim, run_dir, out)},
+        torch_config=TorchConfig(backend="nccl" if compute.use_gpu else "gloo"),
+        scaling_config=worker_scaling(compute),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=compute.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            worker_runtime_env={"env_vars": worker_environment(compute)},
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as e:
+        raise ModelError(f"training failed: {_root_cause(e)}") from e
+    history: dict[str, Any] = json.loads((out / "training.json").read_text())
+    shutil.rmtree(storage, ignore_errors=True)
+    return history
+
+
+def worker_scaling(compute: ComputeConfig) -> ScalingConfig:
+    """Workers and what each of them holds."""
+    resources = {"CPU": compute.cpus_per_worker} | ({"GPU": 1} if compute.use_gpu else {})
+    return ScalingConfig(num_workers=compute.workers, use_gpu=compute.use_gpu, resources_per_worker=resources)
+
+
+def worker_environment(compute: ComputeConfig) -> dict[str, str]:
+    """Environment of a worker process: thread counts, and DeepSpeed's accelerator on machines without one."""
+    env = {"OMP_NUM_THREADS": str(compute.threads_per_worker), "TOKENIZERS_PARALLELISM": "false"}
+    return env if compute.use_gpu else env | {"DS_ACCELERATOR": "cpu"}
+
+
+def _drop_unreadable_run(run: Path) -> None:
+    """Ray Train writes its own snapshot in place; a driver killed in that moment leaves half a file."""
+    for snapshot in run.glob("*snapshot*.json"):
+        try:
+            json.loads(snapshot.read_text())
+        except (OSError, ValueError):
+            log.warning("%s is unreadable; this step starts from its beginning", snapshot)
+            shutil.rmtree(run)
+            return
+
+
+def _root_cause(error: BaseException) -> str:
+    """The message of the innermost error of ours, or of the innermost error at all."""
+    failures = list(getattr(error, "worker_failures", {}).values()) or [error]
+    seen: BaseException | None = failures[0]
+    message = str(error)
+    while seen is not None:
+        message = str(seen) or message
+        if isinstance(seen, HyMiRecError):
+            break
+        seen = seen.__cause__
+    return message.strip().splitlines()[-1] if message.strip() else type(error).__name__

@@ -1,0 +1,37 @@
+"""Ray Train + DeepSpeed run the same loop: the same learning, the same weights after a kill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy_task import make_broken_task, make_dying_task, make_task
+
+from hymirec.config import ComputeConfig, OptimConfig, PipelineConfig
+from hymirec.errors import ModelError
+from ray_jobs.trainer import train_on_ray
+
+OPTIM = OptimConfig(epochs=3, batch_size=32, lr=2e-2, patience=10)
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+def config(**compute: object) -> PipelineConfig:
+    return PipelineConfig(compute=ComputeConfig(workers=2, cpus_per_worker=1, **compute))  # type: ignore[arg-type]
+
+
+def test_zero_2_on_two_workers_survives_a_kill_with_the_same_weights(tmp_path: Path) -> None:
+    whole = train_on_ray(make_task, config(), OPTIM, tmp_path, tmp_path / "whole", "a" * 64)
+    killed = train_on_ray(make_dying_task, config(), OPTIM, tmp_path, tmp_path / "killed_run", "b" * 64)
+    assert (tmp_path / "killed").exists()
+    assert killed == whole
+    assert whole["history"][-1]["accuracy"] > 0.85
+    a = load_file(tmp_path / "whole" / "model.safetensors")
+    b = load_file(tmp_path / "killed_run" / "model.safetensors")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_task_that_cannot_be_built_fails_with_its_own_message(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot be built; give it another name"):
+        train_on_ray(make_broken_task, config(max_failures=0), OPTIM, tmp_path, tmp_path / "out", "c" * 64)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from toy_task import ToyModel, ToyTask
+
+from hymirec.config import ComputeConfig, OptimConfig
+from hymirec.errors import ModelError
+from hymirec.training import LocalReporter, fit
+from hymirec.training.loop import load_weights
+from hymirec.training.schedule import learning_rate
+
+COMPUTE = ComputeConfig(engine="torch")
+OPTIM = OptimConfig(epochs=4, batch_size=32, lr=2e-2, patience=10)
+
+
+def test_training_beats_the_untrained_model(tmp_path: Path) -> None:
+    result = fit(ToyTask(), OPTIM, COMPUTE, seed=1, reporter=LocalReporter(tmp_path))
+    assert len(result.history) == 5
+    assert result.history[-1]["accuracy"] > max(0.85, result.history[0]["accuracy"])
+    assert result.history[-1]["train_loss"] < result.history[1]["train_loss"]
+
+
+@pytest.mark.parametrize("killed_after", [1, 2, 3])
+def test_a_run_that_died_after_any_epoch_ends_with_the_same_weights(tmp_path: Path, killed_after: int) -> None:
+    whole = fit(ToyTask(), OPTIM, COMPUTE, seed=1, reporter=LocalReporter(tmp_path / "whole"))
+
+    class Dying(LocalReporter):
+        def report(self, metrics, save) -> None:  # type: ignore[no-untyped-def]
+            super().report(metrics, save)
+            if len(self.history) == killed_after:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(ToyTask(), OPTIM, COMPUTE, seed=1, reporter=Dying(tmp_path / "killed"))
+    resumed = fit(ToyTask(), OPTIM, COMPUTE, seed=1, reporter=LocalReporter(tmp_path / "killed"))
+    assert resumed.history == whole.history
+    assert all(torch.equal(resumed.state[name], whole.state[name]) for name in whole.state)
+
+
+def test_a_checkpoint_without_its_completion_mark_is_not_believed(tmp_path: Path) -> None:
+    reporter = LocalReporter(tmp_path)
+    fit(ToyTask(), OptimConfig(epochs=1, batch_size=32), COMPUTE, seed=1, reporter=reporter)
+    (tmp_path / "checkpoint-000009").mkdir()
+    with reporter.latest() as directory:
+        assert directory is not None
+        assert directory.name == "checkpoint-000000"
+
+
+def test_training_stops_when_validation_no_longer_improves(tmp_path: Path) -> None:
+    class Flat(ToyTask):
+        def validate(self, model, rank, world):  # type: ignore[no-untyped-def]
+            return {"accuracy": (0.5, 1)}
+
+    optim = OptimConfig(epochs=20, batch_size=32, patience=3)
+    result = fit(Flat(), optim, COMPUTE, seed=1, reporter=LocalReporter(tmp_path))
+    assert len(result.history) == 1 + 3
+    assert result.best_epoch == -1
+
+
+def test_zero_epochs_return_the_initial_weights(tmp_path: Path) -> None:
+    result = fit(ToyTask(), OptimConfig(epochs=0), COMPUTE, seed=1, reporter=LocalReporter(tmp_path))
+    initial = ToyTask().build()
+    assert all(torch.equal(result.state[name], p) for name, p in initial.named_parameters())
+
+
+def test_accumulated_micro_batches_give_the_update_of_the_whole_batch(tmp_path: Path) -> None:
+    once = OptimConfig(epochs=1, batch_size=64, weight_decay=0)
+    twice = OptimConfig(epochs=1, batch_size=64, accumulation=2, weight_decay=0)
+    a = fit(ToyTask(batch=64), once, COMPUTE, seed=1, reporter=LocalReporter(tmp_path / "a"))
+    b = fit(ToyTask(batch=32), twice, COMPUTE, seed=1, reporter=LocalReporter(tmp_path / "b"))
+    assert all(torch.allclose(a.state[name], b.state[name], atol=1e-4) for name in a.state)
+
+
+def test_a_loss_that_is_not_finite_is_an_error_that_names_the_task(tmp_path: Path) -> None:
+    task = ToyTask()
+    task.x[7] = math.nan
+    with pytest.raises(ModelError, match="toy: the loss is nan"):
+        fit(task, OPTIM, COMPUTE, seed=1, reporter=LocalReporter(tmp_path))
+
+
+def test_weights_of_another_configuration_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"linear\.weight"):
+        load_weights(ToyModel(), {})
+
+
+def test_learning_rate_rises_to_its_peak_and_falls_to_its_end() -> None:
+    optim = OptimConfig(lr=1.0, warmup_ratio=0.1, min_lr_ratio=0.1)
+    rates = [learning_rate(optim, update, 100) for update in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert rates[-1] == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
