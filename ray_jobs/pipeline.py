@@ -1,0 +1,204 @@
+"""The pipeline: eight steps, each a directory of the run that is done once its manifest is there.
+
+A step runs when its inputs (its part of the config and the manifests of the steps it needs) are not the ones that its
+manifest holds. Killing the pipeline anywhere and running the same command again ends in the same artifacts.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+import hymirec
+from hymirec.artifacts import Manifest, Step, write_atomic, write_json
+from hymirec.bundle import write_bundle
+from hymirec.catalog.fingerprint import source_fingerprint
+from hymirec.config import OptimConfig, PipelineConfig, dump
+from hymirec.encoder.task import Stage1Task
+from hymirec.evaluation.evaluate import evaluate_run
+from hymirec.recommender.task import HybridTask
+from ray_jobs.codebook import codebook_step, codes_step
+from ray_jobs.console import OnProgress, Screen
+from ray_jobs.encode import encode_step
+from ray_jobs.prepare import prepare_step
+from ray_jobs.trainer import PROGRESS, TaskFactory, train_on_ray
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step's function is given."""
+
+    config: PipelineConfig
+    run_dir: Path
+    step: Step
+    on_progress: OnProgress
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """A step: what it needs, which part of the config it depends on, and what it does."""
+
+    name: str
+    title: str
+    needs: tuple[str, ...]
+    part: Callable[[PipelineConfig], Any]
+    run: Callable[[Work], Mapping[str, Any]]
+
+
+def _numerics(config: PipelineConfig) -> dict[str, Any]:
+    """The parts of `compute` that the trained numbers depend on."""
+    keys = {"workers", "threads_per_worker", "use_gpu", "engine", "zero_stage", "bf16"}
+    return config.compute.model_dump(include=keys)
+
+
+def _prepare(work: Work) -> Mapping[str, Any]:
+    return prepare_step(work.config, work.step.dir)
+
+
+def _trained(factory: TaskFactory, optim: OptimConfig, work: Work) -> Mapping[str, Any]:
+    with _followed(work.step.dir / PROGRESS, optim.epochs, work.on_progress):
+        history = train_on_ray(factory, work.config, optim, work.run_dir, work.step.dir, work.step.inputs)
+    return {"best_epoch": history["best_epoch"], **history["history"][history["best_epoch"]]}
+
+
+def _encoder(work: Work) -> Mapping[str, Any]:
+    return _trained(Stage1Task, work.config.encoder.optim, work)
+
+
+def _encode(work: Work) -> Mapping[str, Any]:
+    return encode_step(work.config, work.run_dir, work.step.dir, work.on_progress)
+
+
+def _codebook(work: Work) -> Mapping[str, Any]:
+    return codebook_step(work.config, work.run_dir, work.step.dir, work.on_progress)
+
+
+def _codes(work: Work) -> Mapping[str, Any]:
+    return codes_step(work.config, work.run_dir, work.step.dir, work.on_progress)
+
+
+def _recommender(work: Work) -> Mapping[str, Any]:
+    return _trained(HybridTask, work.config.recommender.optim, work)
+
+
+def _evaluate(work: Work) -> Mapping[str, Any]:
+    job = ray.remote(evaluate_run).options(
+        num_cpus=work.config.compute.cpus_per_worker, num_gpus=1 if work.config.compute.use_gpu else 0
+    )
+    result = ray.get(job.remote(work.run_dir, work.config))
+    write_json(work.step.dir / "metrics.json", result["metrics"])
+    write_atomic(work.step.dir / "metrics.md", result["markdown"].encode())
+    return {}
+
+
+def _bundle(work: Work) -> Mapping[str, Any]:
+    write_bundle(work.run_dir, work.config, work.step.dir)
+    return {}
+
+
+STEPS = (
+    StepSpec("data", "read and split the interactions", (), lambda c: (c.data, c.seed), _prepare),
+    StepSpec(
+        "encoder",
+        "train the content encoder (stage 1)",
+        ("data",),
+        lambda c: (c.encoder, c.seed, _numerics(c)),
+        _encoder,
+    ),
+    StepSpec(
+        "embeddings", "encode all items", ("data", "encoder"), lambda c: (c.encoder.encode_batch, c.compute.bf16), _encode
+    ),
+    StepSpec("codebook", "fit the codebook", ("embeddings",), lambda c: (c.codebook, c.seed), _codebook),
+    StepSpec("codes", "code all items", ("embeddings", "codebook"), lambda c: c.codebook, _codes),
+    StepSpec(
+        "recommender",
+        "train the hybrid recommender (stage 2)",
+        ("data", "embeddings", "codebook", "codes"),
+        lambda c: (c.recommender, c.seed, _numerics(c)),
+        _recommender,
+    ),
+    StepSpec(
+        "evaluation",
+        "rank the whole catalogue for every user",
+        ("data", "codebook", "codes", "recommender"),
+        lambda c: (c.evaluation, c.seed),
+        _evaluate,
+    ),
+    StepSpec(
+        "bundle",
+        "write the bundle",
+        ("data", "encoder", "codebook", "codes", "recommender", "evaluation"),
+        lambda c: c.retrieval,
+        _bundle,
+    ),
+)
+
+
+def run_pipeline(config: PipelineConfig, screen: Screen) -> Path:
+    """Bring every step of the run up to date; returns the bundle's directory."""
+    run_dir = config.directory
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_atomic(run_dir / "config.yaml", dump(config).encode())
+    manifests: dict[str, Manifest] = {}
+    for number, spec in enumerate(STEPS, start=1):
+        inputs: dict[str, Any] = {
+            "config": _plain(spec.part(config)),
+            "needs": {name: manifests[name].id for name in spec.needs},
+            "version": hymirec.__version__,
+        }
+        if not spec.needs:
+            inputs["source"] = source_fingerprint(config.data)
+        step = Step(run_dir, spec.name, inputs)
+        manifest = step.done()
+        if manifest is not None:
+            screen.skipped(number, len(STEPS), spec.title)
+        else:
+            with screen.step(number, len(STEPS), spec.title) as on_progress:
+                manifest = _run(spec, Work(config, run_dir, step, on_progress))
+        manifests[spec.name] = manifest
+    return run_dir / "bundle"
+
+
+def _run(spec: StepSpec, work: Work) -> Manifest:
+    start = time.monotonic()
+    work.step.begin()
+    info = spec.run(work)
+    write_json(work.step.dir / "timing.json", {"seconds": round(time.monotonic() - start, 1)})
+    return work.step.commit(info)
+
+
+def _plain(value: Any) -> Any:
+    """Config nodes as plain JSON values."""
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+
+
+@contextmanager
+def _followed(path: Path, epochs: int, on_progress: OnProgress) -> Iterator[None]:
+    """Poll a worker's progress file while it trains."""
+    stop = threading.Event()
+
+    def follow() -> None:
+        while not stop.wait(0.5):
+            try:
+                now = json.loads(path.read_text())
+            except (OSError, ValueError):
+                continue
+            on_progress(now["epoch"] * now["steps"] + now["step"], max(1, epochs) * now["steps"])
+
+    thread = threading.Thread(target=follow, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,48 @@
+"""The whole pipeline as one job: tables in, bundle out.
+
+    python ray_jobs/train.py --config ray_jobs/configs/demo.yaml --set data.kind=parquet --set data.path=DIR
+    ray job submit --working-dir . -- python ray_jobs/train.py --config ray_jobs/configs/movielens-1m.yaml
+
+Run again after a crash or a kill, it continues; run again after success, it does nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from hymirec.config import PipelineConfig, load
+from hymirec.errors import HyMiRecError, ValidationError
+from ray_jobs.cluster import connect
+from ray_jobs.console import Screen, log_to_file
+from ray_jobs.pipeline import run_pipeline
+from ray_jobs.summary import print_summary
+
+
+def main(
+    config: Annotated[Path, typer.Option(help="YAML of the run; shipped ones are in ray_jobs/configs")],
+    assignments: Annotated[list[str] | None, typer.Option("--set", help="change one key: a.b=value")] = None,
+) -> None:
+    """Train everything from item texts to the bundle."""
+    screen = Screen()
+    try:
+        settings = load(PipelineConfig, config, assignments or ())
+        log_to_file(settings.directory / "logs" / "pipeline.log")
+        connect(settings.compute)
+        bundle = run_pipeline(settings, screen)
+    except HyMiRecError as e:
+        screen.console.print(f"error: {e}", style="red", markup=False, soft_wrap=True)
+        for problem in getattr(e, "problems", []) if isinstance(e, ValidationError) else []:
+            screen.console.print(f"  {problem}", markup=False, soft_wrap=True)
+        raise typer.Exit(2) from e
+    print_summary(screen.console, settings.directory)
+    screen.console.print(f"bundle: {bundle}", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
