@@ -9,8 +9,8 @@ import ray
 
 from hymirec.config import ComputeConfig
 
-# Logical CPUs of a local cluster. More than a small laptop has: readers and writers of Ray Data would otherwise wait for
-# ever behind the actors they feed.
+# Logical CPUs of a local cluster. More than a small laptop has: readers and writers of Ray Data would otherwise wait
+# for ever behind the actors they feed.
 LEAST_CPUS = 4
 OBJECT_STORE_BYTES = 400 << 20
 

@@ -114,7 +114,11 @@ STEPS = (
         _encoder,
     ),
     StepSpec(
-        "embeddings", "encode all items", ("data", "encoder"), lambda c: (c.encoder.encode_batch, c.compute.bf16), _encode
+        "embeddings",
+        "encode all items",
+        ("data", "encoder"),
+        lambda c: (c.encoder.encode_batch, c.compute.bf16),
+        _encode,
     ),
     StepSpec("codebook", "fit the codebook", ("embeddings",), lambda c: (c.codebook, c.seed), _codebook),
     StepSpec("codes", "code all items", ("embeddings", "codebook"), lambda c: c.codebook, _codes),
