@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 def item_key(item: str | int) -> int:
     """Return the unsigned 64-bit key of one item id."""
-    return xxhash.xxh3_64_intdigest(str(item))
+    return xxhash.xxh3_64_intdigest(str(item).encode())
 
 
 def item_keys(items: Iterable[str | int]) -> NDArray[np.uint64]:
     """Return the keys of many ids, shape (N,)."""
     digest = xxhash.xxh3_64_intdigest
-    return np.fromiter((digest(str(item)) for item in items), dtype=np.uint64)
+    return np.fromiter((digest(str(item).encode()) for item in items), dtype=np.uint64)

@@ -1,0 +1,20 @@
+"""Items, interactions and events: what comes in, how it is checked and split, and how everyone reads it."""
+
+from hymirec.catalog.events import ACTIONS, EraseEvent, Event
+from hymirec.catalog.keys import item_key, item_keys
+from hymirec.catalog.prepared import Catalog, Sequences
+from hymirec.catalog.vectors import count_rows, read_vectors, vector_width, write_vectors
+
+__all__ = [
+    "ACTIONS",
+    "Catalog",
+    "EraseEvent",
+    "Event",
+    "Sequences",
+    "count_rows",
+    "item_key",
+    "item_keys",
+    "read_vectors",
+    "vector_width",
+    "write_vectors",
+]
