@@ -49,6 +49,9 @@ class DataConfig(Config):
     repeats: Literal["keep", "first"] = Field(
         "first", description="repeated (user, item) pairs: `first` keeps the first of each, `keep` keeps all"
     )
+    unseen_items: Literal["keep", "drop"] = Field(
+        "keep", description="items that no remaining user interacted with: `keep` (cold items can be shown) or `drop`"
+    )
     text_columns: tuple[str, ...] | None = Field(
         None, description="item columns that make the text; none given: `title`, then all other string columns"
     )
