@@ -259,8 +259,8 @@ class PipelineConfig(Config):
 
     @property
     def directory(self) -> Path:
-        """The absolute run directory."""
-        return Path(self.run_dir or f"runs/{self.name}").expanduser().absolute()
+        """The run directory; absolute once the job has placed it."""
+        return Path(self.run_dir or f"runs/{self.name}").expanduser()
 
 
 class HistoryConfig(Config):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
+from pathlib import Path
 
 import ray
 
-from hymirec.config import ComputeConfig
+from hymirec.config import ComputeConfig, PipelineConfig
 
 # Logical CPUs of a local cluster. More than a small laptop has: readers and writers of Ray Data would otherwise wait
 # for ever behind the actors they feed.
@@ -15,12 +16,26 @@ LEAST_CPUS = 4
 OBJECT_STORE_BYTES = 400 << 20
 
 
+IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+def placed(config: PipelineConfig) -> PipelineConfig:
+    """The config with an absolute run directory.
+
+    A relative one lies under $HYMIREC_HOME, else under the current directory; a submitted job runs in a temporary copy of
+    the project, so there it lies under ~/hymirec instead. On several nodes it must be on storage that all of them share.
+    """
+    default = Path.home() / "hymirec" if IN_JOB in os.environ else Path.cwd()
+    base = Path(os.environ.get("HYMIREC_HOME", default))
+    return config.model_copy(update={"run_dir": str(base / config.directory)})
+
+
 def connect(compute: ComputeConfig) -> None:
     """Join the cluster of `RAY_ADDRESS` or of the running job; start a local one when there is none."""
     if ray.is_initialized():
         return
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\..*")
-    if "RAY_ADDRESS" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+    if "RAY_ADDRESS" in os.environ or IN_JOB in os.environ:
         ray.init(log_to_driver=False, logging_level="error")
     else:
         # Workers at nice 15 starve beside any ordinary process of the machine.

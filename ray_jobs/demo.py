@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from hymirec.catalog.prepared import Catalog, Sequences
 from hymirec.config import HistoryConfig, PipelineConfig, ServiceConfig, StreamConfig, load
 from hymirec.errors import HyMiRecError
-from ray_jobs.cluster import connect
+from ray_jobs.cluster import connect, placed
 from ray_jobs.console import Screen, log_to_file
 from ray_jobs.pipeline import run_pipeline
 from ray_jobs.summary import print_summary
@@ -143,7 +143,7 @@ def main(
     console = screen.console
     started = time.monotonic()
     try:
-        settings = load(PipelineConfig, config, assignments or ())
+        settings = placed(load(PipelineConfig, config, assignments or ()))
         log_to_file(settings.directory / "logs" / "demo.log")
         console.print(f"HyMiRec demo: {settings.data.kind}, everything under {settings.directory}", markup=False)
         connect(settings.compute)

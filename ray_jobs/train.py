@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hymirec.config import PipelineConfig, load
 from hymirec.errors import HyMiRecError, ValidationError
-from ray_jobs.cluster import connect
+from ray_jobs.cluster import connect, placed
 from ray_jobs.console import Screen, log_to_file
 from ray_jobs.pipeline import run_pipeline
 from ray_jobs.summary import print_summary
@@ -31,7 +31,7 @@ def main(
     """Train everything from item texts to the bundle."""
     screen = Screen()
     try:
-        settings = load(PipelineConfig, config, assignments or ())
+        settings = placed(load(PipelineConfig, config, assignments or ()))
         log_to_file(settings.directory / "logs" / "pipeline.log")
         connect(settings.compute)
         bundle = run_pipeline(settings, screen)

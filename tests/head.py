@@ -1,0 +1,84 @@
+"""A Ray head node of the test's own, started with the command line and stopped by its pid."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    """A TCP port that nothing listens on now."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def plain_environment(**extra: str) -> dict[str, str]:
+    """The environment of a person's shell: no Ray cluster chosen, this virtual environment first on the path."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_") and key != "PYTHONPATH"}
+    quiet = {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return env | quiet | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"} | extra
+
+
+class RayHead:
+    """`ray start --head --block` on free ports."""
+
+    def __init__(self, log: Path, cpus: int = 4) -> None:
+        self.dashboard = f"http://127.0.0.1:{(port := free_port())}"
+        self.gcs = f"127.0.0.1:{(gcs_port := free_port())}"
+        self.log = log
+        self.env = plain_environment(RAY_ADDRESS=self.dashboard)
+        command = [
+            *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", f"--num-cpus={cpus}"),
+            *("--node-ip-address=127.0.0.1", f"--port={gcs_port}"),
+            *("--dashboard-host=127.0.0.1", f"--dashboard-port={port}", f"--ray-client-server-port={free_port()}"),
+            *(f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-agent-grpc-port={free_port()}"),
+            *("--object-store-memory=300000000", f"--metrics-export-port={free_port()}"),
+        ]
+        env = plain_environment()
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(command, stdout=out, stderr=out, env=env, start_new_session=True)
+        self._wait_until_up()
+
+    def _wait_until_up(self) -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(f"{self.dashboard}/api/version", timeout=2).read()
+                return
+            except (urllib.error.URLError, OSError):
+                if self.process.poll() is not None:
+                    break
+                time.sleep(0.3)
+        raise RuntimeError(f"ray start did not come up:\n{self.log.read_text()}")
+
+    def run(self, *command: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+        """Run a command of the virtual environment against this head, from the project's root."""
+        return subprocess.run(
+            [str(BIN / command[0]), *command[1:]],
+            cwd=ROOT,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def stop(self) -> None:
+        """End the head and everything it started."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
