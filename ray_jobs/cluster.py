@@ -22,8 +22,8 @@ IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 def placed(config: PipelineConfig) -> PipelineConfig:
     """The config with an absolute run directory.
 
-    A relative one lies under $HYMIREC_HOME, else under the current directory; a submitted job runs in a temporary copy of
-    the project, so there it lies under ~/hymirec instead. On several nodes it must be on storage that all of them share.
+    A relative one lies under $HYMIREC_HOME, else under the current directory; a submitted job runs in a temporary copy
+    of the project, so there it lies under ~/hymirec. On several nodes it must be on storage that all of them share.
     """
     default = Path.home() / "hymirec" if IN_JOB in os.environ else Path.cwd()
     base = Path(os.environ.get("HYMIREC_HOME", default))
