@@ -47,9 +47,10 @@ def render(items: pa.Table, columns: Sequence[str]) -> pa.Array:
     pieces = []
     for name in columns:
         value = clean(items[name])
-        labelled = pc.binary_join_element_wise(f"{label(name)}:", value, " ")
-        pieces.append(pc.if_else(pc.equal(value, ""), pa.scalar(None, pa.string()), labelled))
-    return pc.binary_join_element_wise(*pieces, " ", null_handling="skip")
+        # Not null and null_handling="skip": a row of nulls alone is then left out of the result (pyarrow 26).
+        labelled = pc.binary_join_element_wise(f"{label(name)}:", value, "", " ")
+        pieces.append(pc.if_else(pc.equal(value, ""), "", labelled))
+    return pc.utf8_rtrim_whitespace(pc.binary_join_element_wise(*pieces, ""))
 
 
 def label(column: str) -> str:

@@ -17,7 +17,7 @@ from hymirec.errors import DataError
 
 T = TypeVar("T")
 _GLOB = re.compile(r"[*?\[]")
-_TABLE_SUFFIX = re.compile(r"\.(parquet|csv|csv\.(gz|bz2|xz|zst))")
+_TABLE_SUFFIX = re.compile(r"\.(parquet|csv|csv\.(gz|bz2|xz|zst))$")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,9 @@ class SourceFiles:
                 f,
                 parse_options=pacsv.ParseOptions(newlines_in_values=True),
                 convert_options=pacsv.ConvertOptions(
-                    column_types={column: pa.string() for column in strings}, strings_can_be_null=True
+                    column_types={column: pa.string() for column in strings},
+                    strings_can_be_null=True,
+                    null_values=[""],  # "NA" or "null" may be a title
                 ),
             )
             return table if columns is None else table.select([c for c in columns if c in table.column_names])
@@ -118,7 +120,7 @@ def concat(tables: Sequence[pa.Table], what: str) -> pa.Table:
 def _belongs(name: PurePosixPath, table: str) -> bool:
     base = name.name
     suffix = _TABLE_SUFFIX.search(base)
-    if suffix is None or suffix.end() != len(base) or base.startswith((".", "_")):
+    if suffix is None or base.startswith((".", "_")):
         return False
     stem = base[: suffix.start()]
     return name.parent.name == table or re.fullmatch(rf"{table}([-_.].*)?", stem) is not None
