@@ -1,0 +1,48 @@
+"""Encode all items: Ray Data over part files, a pool of encoders on CPUs or GPUs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hymirec.config import PipelineConfig
+from hymirec.encoder import ContentEncoder, encode_part
+from ray_jobs.console import OnProgress
+from ray_jobs.parts import map_parts
+
+
+class EncodeWorker:
+    """Holds the encoder; one call encodes one part."""
+
+    def __init__(self, encoder_dir: str, target: str, batch: int, threads: int, use_gpu: bool, bf16: bool) -> None:
+        torch.set_num_threads(threads)
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        self._encoder = ContentEncoder.from_pretrained(encoder_dir, dtype=dtype).to("cuda" if use_gpu else "cpu")
+        self._target = Path(target)
+        self._batch = batch
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Encode the parts of the batch."""
+        paths = [Path(str(path)) for path in batch["part"]]
+        stats = [encode_part(self._encoder, path, self._target / path.name, self._batch) for path in paths]
+        return {"rows": np.array([s.rows for s in stats]), "fallbacks": np.array([s.fallbacks for s in stats])}
+
+
+def encode_step(
+    config: PipelineConfig, run_dir: Path, out: Path, on_progress: OnProgress | None = None
+) -> dict[str, Any]:
+    """Write `out/part-*.parquet`, one for each part of the catalogue. Returns nothing that depends on scheduling."""
+    compute = config.compute
+    arguments = {
+        "encoder_dir": str(run_dir / "encoder"),
+        "target": str(out),
+        "batch": config.encoder.encode_batch,
+        "threads": compute.threads_per_worker,
+        "use_gpu": compute.use_gpu,
+        "bf16": compute.bf16,
+    }
+    map_parts(EncodeWorker, arguments, run_dir / "data" / "items", out, compute, on_progress)
+    return {}

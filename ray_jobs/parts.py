@@ -1,0 +1,64 @@
+"""Part files in, part files out, on Ray Data: what the encode and the code step share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from hymirec.catalog.parts import part_paths, part_rows
+from hymirec.config import ComputeConfig
+from hymirec.errors import ArtifactDamagedError
+from ray_jobs.console import OnProgress
+
+
+def pending_parts(source: Path, target: Path) -> list[Path]:
+    """Parts of `source` without a whole counterpart in `target` (parts are renamed into place when complete)."""
+    pending = []
+    for part in part_paths(source):
+        done = target / part.name
+        try:
+            whole = done.is_file() and part_rows(done) == part_rows(part)
+        except ArtifactDamagedError:
+            whole = False
+        if not whole:
+            pending.append(part)
+    return pending
+
+
+def map_parts(
+    worker: Callable[..., Any],
+    arguments: dict[str, Any],
+    source: Path,
+    target: Path,
+    compute: ComputeConfig,
+    on_progress: OnProgress | None,
+) -> list[dict[str, Any]]:
+    """Run `worker(**arguments)` as a pool of actors over the pending parts; each call gets one part's path.
+
+    `worker` is a class whose instances map {"part": [path]} to {"rows": [n], ...}. A part that is already there is not
+    made again: that is the resume. Returns one row of numbers for each part that was made.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    total = len(part_paths(source))
+    pending = pending_parts(source, target)
+    if not pending:
+        return []
+    env = {"OMP_NUM_THREADS": str(compute.threads_per_worker), "TOKENIZERS_PARALLELISM": "false"}
+    rows: list[dict[str, Any]] = []
+    made = ray.data.from_items([{"part": str(path)} for path in pending], override_num_blocks=len(pending)).map_batches(
+        worker,
+        fn_constructor_kwargs=arguments,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=min(compute.encode_actors, len(pending))),
+        num_cpus=compute.cpus_per_actor,
+        num_gpus=1 if compute.use_gpu else 0,
+        runtime_env={"env_vars": env},
+    )
+    for row in made.iter_rows():
+        rows.append(dict(row))
+        if on_progress is not None:
+            on_progress(total - len(pending) + len(rows), total)
+    return rows
