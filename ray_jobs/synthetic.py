@@ -19,15 +19,26 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from hymirec.artifacts import read_json, write_json
 from hymirec.catalog.loaders.synthetic import generate_shard
 from hymirec.catalog.parts import part_name, part_rows, write_table
 from hymirec.config import PipelineConfig, SyntheticConfig, load, override, parse
-from hymirec.errors import HyMiRecError
+from hymirec.errors import DataError, HyMiRecError
 from ray_jobs.cluster import connect
+from ray_jobs.console import log_to_file
+
+MARKER = "synthetic.json"
 
 
 def generate_on_ray(config: SyntheticConfig, seed: int, out: Path) -> dict[str, int]:
-    """Write every shard of (config, seed) below `out`; returns the rows of each table."""
+    """Write every shard of (config, seed) below `out`; returns the rows of each table.
+
+    Raises DataError when `out` holds shards of another config or seed.
+    """
+    made_of = {"seed": seed, **config.model_dump()}
+    if (out / MARKER).exists() and read_json(out / MARKER) != made_of:
+        raise DataError(f"{out} holds shards of another config or seed; give an empty directory, or remove it first")
+    write_json(out / MARKER, made_of)
     shards = ray.data.range(config.shards, override_num_blocks=config.shards)
     written = shards.map_batches(
         _write_shards,
@@ -66,8 +77,10 @@ def main(
         settings = (
             load(PipelineConfig, config, changes) if config else parse(PipelineConfig, override({}, changes), "--set")
         )
+        target = out.expanduser().absolute()
+        log_to_file(target.with_name(f"{target.name}.log"))  # not inside: it is no part of the data
         connect(settings.compute)
-        rows = generate_on_ray(settings.data.synthetic, settings.seed, out.expanduser().absolute())
+        rows = generate_on_ray(settings.data.synthetic, settings.seed, target)
     except HyMiRecError as e:
         console.print(f"error: {e}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(2) from e

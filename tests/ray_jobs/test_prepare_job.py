@@ -13,10 +13,12 @@ from hymirec.catalog.loaders.synthetic import generate
 from hymirec.catalog.parts import part_name
 from hymirec.catalog.tables import load_tables
 from hymirec.config import DataConfig, PipelineConfig, SyntheticConfig
-from hymirec.errors import ValidationError
+from hymirec.errors import DataError, ValidationError
 from ray_jobs import prepare
 from ray_jobs.synthetic import generate_on_ray
 
+# Ray warns about its own settings whenever its data context is made.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 SYNTHETIC = SyntheticConfig(items=120, users=40, events_per_user=12, topics=6, shards=3, string_ids=True)
 
 
@@ -53,6 +55,9 @@ def test_shards_of_tasks_are_those_of_one_process_and_a_rerun_keeps_them(tmp_pat
     assert lost.read_bytes() == before
     kept = {p for p, inode in files.items() if p.stat().st_ino == inode}
     assert {tmp_path / table / part_name(shard) for table in ("items", "interactions") for shard in (0, 2)} <= kept
+
+    with pytest.raises(DataError, match="another config or seed"):
+        generate_on_ray(SYNTHETIC, 4, tmp_path)
 
 
 @pytest.mark.ray
