@@ -6,11 +6,8 @@ manifest holds. Killing the pipeline anywhere and running the same command again
 
 from __future__ import annotations
 
-import json
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +26,7 @@ from ray_jobs.codebook import codebook_step, codes_step
 from ray_jobs.console import OnProgress, Screen
 from ray_jobs.encode import encode_step
 from ray_jobs.prepare import prepare_step
-from ray_jobs.trainer import PROGRESS, TaskFactory, train_on_ray
+from ray_jobs.trainer import PROGRESS, TaskFactory, followed, train_on_ray
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ def _prepare(work: Work) -> Mapping[str, Any]:
 
 
 def _trained(factory: TaskFactory, optim: OptimConfig, work: Work) -> Mapping[str, Any]:
-    with _followed(work.step.dir / PROGRESS, optim.epochs, work.on_progress):
+    with followed(work.step.dir / PROGRESS, optim.epochs, work.on_progress):
         history = train_on_ray(factory, work.config, optim, work.run_dir, work.step.dir, work.step.inputs)
     return {"best_epoch": history["best_epoch"], **history["history"][history["best_epoch"]]}
 
@@ -78,7 +75,7 @@ def _encode(work: Work) -> Mapping[str, Any]:
 
 
 def _codebook(work: Work) -> Mapping[str, Any]:
-    return codebook_step(work.config, work.run_dir, work.step.dir, work.on_progress)
+    return codebook_step(work.config, work.run_dir, work.step.dir, work.step.inputs, work.on_progress)
 
 
 def _codes(work: Work) -> Mapping[str, Any]:
@@ -184,25 +181,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(part) for part in value]
     return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
-
-
-@contextmanager
-def _followed(path: Path, epochs: int, on_progress: OnProgress) -> Iterator[None]:
-    """Poll a worker's progress file while it trains."""
-    stop = threading.Event()
-
-    def follow() -> None:
-        while not stop.wait(0.5):
-            try:
-                now = json.loads(path.read_text())
-            except (OSError, ValueError):
-                continue
-            on_progress(now["epoch"] * now["steps"] + now["step"], max(1, epochs) * now["steps"])
-
-    thread = threading.Thread(target=follow, name="progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()

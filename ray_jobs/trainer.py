@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from hymirec.errors import HyMiRecError, ModelError
 from hymirec.training import TrainTask, fit
 from hymirec.training.loop import load_weights
 from hymirec.training.reporter import ProgressFile, SaveFn
+from ray_jobs.console import OnProgress
 
 PROGRESS = Path("logs/progress.json")
 TaskFactory = Callable[[PipelineConfig, Path], TrainTask]
@@ -113,13 +115,24 @@ def train_on_ray(
     `inputs` names the run: equal inputs continue an unfinished run, other inputs start afresh. Returns the training
     history. Raises ModelError with the worker's own error when the run fails for good.
     """
-    compute = config.compute
+    run_workers(_worker, _Work(factory, config, optim, run_dir, out), config.compute, out, inputs)
+    history: dict[str, Any] = json.loads((out / "training.json").read_text())
+    return history
+
+
+def run_workers(
+    function: Callable[[dict[str, Any]], None], work: Any, compute: ComputeConfig, out: Path, inputs: str
+) -> None:
+    """Run `function({"work": work})` on `compute.workers` Ray Train workers until it ends on all of them.
+
+    Checkpoints lie under `out/checkpoints` while it runs. Raises ModelError with the worker's own error.
+    """
     storage = out / "checkpoints"
     name = inputs[:16]
     _drop_unreadable_run(storage / name)
     trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"work": _Work(factory, config, optim, run_dir, out)},
+        function,
+        train_loop_config={"work": work},
         torch_config=TorchConfig(backend="nccl" if compute.use_gpu else "gloo"),
         scaling_config=worker_scaling(compute),
         run_config=RunConfig(
@@ -133,10 +146,8 @@ def train_on_ray(
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as e:
-        raise ModelError(f"training failed: {_root_cause(e)}") from e
-    history: dict[str, Any] = json.loads((out / "training.json").read_text())
+        raise ModelError(f"the workers failed: {_root_cause(e)}") from e
     shutil.rmtree(storage, ignore_errors=True)
-    return history
 
 
 def worker_scaling(compute: ComputeConfig) -> ScalingConfig:
@@ -173,3 +184,26 @@ def _root_cause(error: BaseException) -> str:
             break
         seen = seen.__cause__
     return message.strip().splitlines()[-1] if message.strip() else type(error).__name__
+
+
+@contextmanager
+def followed(path: Path, epochs: int, on_progress: OnProgress | None) -> Iterator[None]:
+    """Poll a worker's progress file while it trains."""
+    stop = threading.Event()
+
+    def follow() -> None:
+        while not stop.wait(0.5):
+            try:
+                now = json.loads(path.read_text())
+            except (OSError, ValueError):
+                continue
+            if on_progress is not None:
+                on_progress(now["epoch"] * now["steps"] + now["step"], max(1, epochs) * now["steps"])
+
+    thread = threading.Thread(target=follow, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

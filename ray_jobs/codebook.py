@@ -1,0 +1,133 @@
+"""The codebook on a cluster: fitted by Ray Train workers that each hold a shard, items coded by Ray Data."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import torch
+import torch.distributed as dist
+
+from hymirec.artifacts import write_atomic, write_json
+from hymirec.catalog.vectors import count_rows, read_vectors
+from hymirec.codebook import (
+    FitState,
+    IdentityReducer,
+    Reducer,
+    ResidualCodebook,
+    TorchDistributedReducer,
+    code_part,
+    fit_codebook,
+    quality_report,
+    to_markdown,
+)
+from hymirec.config import PipelineConfig
+from hymirec.training.reporter import ProgressFile
+from ray_jobs.console import OnProgress
+from ray_jobs.parts import map_parts
+from ray_jobs.trainer import PROGRESS, followed, run_workers
+
+# Passes between two checkpoints; a pass is cheap beside the barrier that a report is.
+CHECKPOINT_EVERY = 4
+REPORTED_ROWS = 20_000
+
+
+@dataclass(frozen=True)
+class _Work:
+    config: PipelineConfig
+    run_dir: Path
+    out: Path
+
+
+def _worker(work: dict[str, _Work]) -> None:
+    job = work["work"]
+    config, compute = job.config.codebook, job.config.compute
+    torch.set_num_threads(compute.threads_per_worker)
+    # Exact integers need full fp32 products on a GPU.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    reducer: Reducer = TorchDistributedReducer() if dist.is_initialized() else IdentityReducer()
+    embeddings = job.run_dir / "embeddings"
+    total = count_rows(embeddings)
+    start, stop = (total * r // reducer.world for r in (reducer.rank, reducer.rank + 1))
+    rows = torch.from_numpy(read_vectors(embeddings, start, stop)).to("cuda" if compute.use_gpu else "cpu")
+    progress = ProgressFile(job.out / PROGRESS) if reducer.rank == 0 else None
+
+    def on_iteration(state: FitState) -> None:
+        if progress is not None:
+            done = state.layer * config.iterations + state.iteration
+            progress.write(0, done, config.layers * config.iterations, {})
+        if state.iteration % CHECKPOINT_EVERY == 0 or state.iteration == config.iterations:
+            _checkpoint(state, reducer.rank)
+
+    state = _resumed()
+    codebook, usage = fit_codebook(rows, np.arange(start, stop), config, job.config.seed, reducer, state, on_iteration)
+    if reducer.rank == 0:
+        sample = torch.from_numpy(read_vectors(embeddings, 0, min(total, REPORTED_ROWS)))
+        report = quality_report(codebook, sample, 2 if config.magnitudes == "float16" else 4, usage)
+        codebook.save_pretrained(job.out)
+        write_json(job.out / "report.json", report)
+        write_atomic(job.out / "report.md", to_markdown(report).encode())
+
+
+def _resumed() -> FitState | None:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as directory:
+        return FitState.load(Path(directory))
+
+
+def _checkpoint(state: FitState, rank: int) -> None:
+    if rank != 0:
+        ray.train.report({"layer": state.layer, "iteration": state.iteration})
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        state.save(Path(directory))
+        ray.train.report(
+            {"layer": state.layer, "iteration": state.iteration},
+            checkpoint=ray.train.Checkpoint.from_directory(directory),
+        )
+
+
+def codebook_step(
+    config: PipelineConfig, run_dir: Path, out: Path, inputs: str, on_progress: OnProgress | None = None
+) -> dict[str, Any]:
+    """Fit the codebook of `run_dir/embeddings` into `out`; the same bytes for any number of workers."""
+    with followed(out / PROGRESS, 1, on_progress):
+        run_workers(_worker, _Work(config, run_dir, out), config.compute, out, inputs)
+    return {}
+
+
+class CodeWorker:
+    """Holds the codebook; one call codes one part."""
+
+    def __init__(self, codebook_dir: str, target: str, magnitudes: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._codebook = ResidualCodebook.from_pretrained(codebook_dir)
+        self._target = Path(target)
+        self._magnitudes = magnitudes
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Code the parts of the batch."""
+        paths = [Path(str(path)) for path in batch["part"]]
+        rows = [code_part(self._codebook, path, self._target / path.name, self._magnitudes) for path in paths]  # type: ignore[arg-type]
+        return {"rows": np.array(rows)}
+
+
+def codes_step(
+    config: PipelineConfig, run_dir: Path, out: Path, on_progress: OnProgress | None = None
+) -> dict[str, Any]:
+    """Write `out/part-*.parquet`, one for each part of the embeddings."""
+    arguments = {
+        "codebook_dir": str(run_dir / "codebook"),
+        "target": str(out),
+        "magnitudes": config.codebook.magnitudes,
+        "threads": config.compute.threads_per_worker,
+    }
+    compute = config.compute.model_copy(update={"use_gpu": False})
+    map_parts(CodeWorker, arguments, run_dir / "embeddings", out, compute, on_progress)
+    return {}
