@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hymirec.config import RetrievalConfig
+from hymirec.errors import ArtifactDamagedError, ArtifactMissingError, RequestError
+from hymirec.retrieval import ItemIndex
+
+FLAT = RetrievalConfig()
+
+
+def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    x = rng.standard_normal(shape).astype(np.float32)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 40), st.integers(1, 50), st.integers(0, 20))
+def test_results_equal_brute_force(seed: int, interests: int, items: int, k: int, excluded: int) -> None:
+    rng = np.random.default_rng(seed)
+    vectors, queries = unit(rng, items, 8), unit(rng, 2, interests, 8)
+    exclude = [rng.integers(0, items, excluded), np.empty(0, np.int64)]
+    for row, hits in enumerate(ItemIndex.build(vectors, FLAT).search(queries, k, exclude)):
+        scores = (queries[row] @ vectors.T).max(axis=0)
+        allowed = [i for i in range(items) if i not in set(exclude[row].tolist())]
+        best = sorted(allowed, key=lambda i: -scores[i])[:k]
+        assert hits.items.tolist() == best
+        assert np.allclose(hits.scores, scores[best], atol=1e-6)
+        assert hits.interests.tolist() == (queries[row] @ vectors.T).argmax(axis=0)[best].tolist()
+
+
+def test_equal_scores_come_in_order_of_item() -> None:
+    vectors = np.tile(np.array([[1.0, 0.0]], np.float32), (6, 1))
+    (hits,) = ItemIndex.build(vectors, FLAT).search(np.array([[[1.0, 0.0]]], np.float32), 6)
+    assert hits.items.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_excluding_everything_gives_an_empty_list() -> None:
+    vectors = np.eye(3, dtype=np.float32)
+    (hits,) = ItemIndex.build(vectors, FLAT).search(vectors[None, :1], 2, [np.arange(3)])
+    assert len(hits) == 0
+
+
+def test_k_below_one_is_refused() -> None:
+    with pytest.raises(RequestError, match="k must be at least 1"):
+        ItemIndex.build(np.eye(3, dtype=np.float32), FLAT).search(np.eye(3, dtype=np.float32)[None, :1], 0)
+
+
+def test_hnsw_finds_what_flat_finds() -> None:
+    rng = np.random.default_rng(0)
+    vectors, queries = unit(rng, 3000, 16), unit(rng, 20, 2, 16)
+    exact = ItemIndex.build(vectors, FLAT).search(queries, 100)
+    found = ItemIndex.build(vectors, RetrievalConfig(index="hnsw")).search(queries, 100)
+    recall = np.mean([len(set(a.items) & set(b.items)) / 100 for a, b in zip(exact, found, strict=True)])
+    assert recall >= 0.98
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_a_saved_index_gives_the_same_results(tmp_path: Path, kind: str) -> None:
+    rng = np.random.default_rng(0)
+    vectors, queries = unit(rng, 200, 8), unit(rng, 3, 2, 8)
+    index = ItemIndex.build(vectors, RetrievalConfig(index=kind))  # type: ignore[arg-type]
+    index.save(tmp_path / "index.faiss")
+    again = ItemIndex.open(tmp_path / "index.faiss")
+    assert [h.items.tolist() for h in index.search(queries, 9)] == [h.items.tolist() for h in again.search(queries, 9)]
+
+
+def test_a_missing_or_foreign_file_is_an_artifact_error(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactMissingError):
+        ItemIndex.open(tmp_path / "absent")
+    (tmp_path / "foreign").write_bytes(b"not an index at all")
+    with pytest.raises(ArtifactDamagedError):
+        ItemIndex.open(tmp_path / "foreign")
