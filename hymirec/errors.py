@@ -130,7 +130,11 @@ class TopicRecreatedError(StreamError):
 
 
 class PositionOutOfRangeError(StreamError):
-    """The stored position is no longer, or not yet, in the log."""
+    """The stored position of `partition` is no longer, or not yet, in the log."""
+
+    def __init__(self, message: str, partition: int) -> None:
+        super().__init__(message)
+        self.partition = partition
 
 
 class CodecMissingError(StreamError):

@@ -1,0 +1,100 @@
+"""The store protocol: a batch of one partition is applied whole, with its log position, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Position:
+    """The next offset of a partition that is not in the store yet, and the topic it belongs to."""
+
+    topic_id: str
+    offset: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One usable message: an event of a user, or (`key` None) the erasure of the user."""
+
+    offset: int
+    user_id: str
+    key: int | None = None
+    ts: int = 0
+    action: int = 0
+    event_hash: int = 0
+
+
+@dataclass(frozen=True)
+class PartitionBatch:
+    """Messages of one partition from `expected` (None: nothing was ever applied) up to, not including, `next_offset`.
+
+    `entries` are in order of offset; messages that could not be used are simply not among them.
+    """
+
+    topic: str
+    topic_id: str
+    partition: int
+    expected: int | None
+    next_offset: int
+    entries: Sequence[Entry]
+
+
+@dataclass
+class ApplyResult:
+    """What a batch did. `users` were touched by it."""
+
+    applied: int = 0
+    duplicates: int = 0
+    erased: int = 0
+    users: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class History:
+    """A user's events in order of time, oldest first; equal times in order of the log.
+
+    `keys` (n,) uint64, `ts` (n,) seconds, `actions` (n,) uint8. `count` is how many the store keeps of this user, which
+    may be more than were asked for.
+    """
+
+    keys: NDArray[np.uint64]
+    ts: NDArray[np.int64]
+    actions: NDArray[np.uint8]
+    count: int
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class HistoryStore(Protocol):
+    """Histories and log positions. Methods may be called from several threads."""
+
+    def positions(self, topic: str) -> dict[int, Position]:
+        """Position of each partition of a topic that anything was applied of: where its consumer has to start."""
+        ...
+
+    def apply(self, batch: PartitionBatch) -> ApplyResult:
+        """Apply a batch and move the partition's position, atomically.
+
+        Raises PositionConflictError when the stored position is not `batch.expected` (another writer was here), and
+        TopicRecreatedError when it belongs to another topic id. Nothing is written then.
+        """
+        ...
+
+    def reset_position(self, topic: str, partition: int, position: Position | None) -> None:
+        """An operator's decision: set a position, or forget it (None)."""
+        ...
+
+    def read(self, user_id: str, limit: int | None = None) -> History:
+        """A user's newest `limit` events; empty for a user who is not known. Sees whole batches."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+        ...

@@ -1,0 +1,246 @@
+"""The fast Kafka client, as an extra: confluent-kafka (librdkafka)."""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hymirec.config import StreamConfig
+from hymirec.errors import PositionOutOfRangeError, SourceUnavailableError
+from hymirec.streaming.source import DeadLetters, EventProducer, EventSource, Message, dead_letter_headers
+
+try:
+    from confluent_kafka import (
+        OFFSET_BEGINNING,
+        Consumer,
+        KafkaError,
+        KafkaException,
+        Producer,
+        TopicCollection,
+        TopicPartition,
+    )
+    from confluent_kafka.admin import AdminClient
+except ImportError as e:
+    raise SourceUnavailableError("stream.source=confluent needs the extra: pip install 'hymirec[kafka-fast]'") from e
+
+ASK_SECONDS = 10.0
+SEND_SECONDS = 30.0
+
+
+class ConfluentLog:
+    """See `EventLog`."""
+
+    def __init__(self, config: StreamConfig) -> None:
+        assert config.brokers is not None
+        self.topic = config.topic
+        self._config = config
+
+    def source(self, group: bool) -> EventSource:
+        """A reader."""
+        return _Source(self._config, group)
+
+    def producer(self) -> EventProducer:
+        """A writer of the topic."""
+        return _Producer(self._config)
+
+    def dead_letters(self) -> DeadLetters:
+        """A writer of the dead-letter topic."""
+        return _DeadLetterTopic(self._config)
+
+
+class _Source:
+    """All calls come from one thread: librdkafka's Python client hangs when another one asks while it consumes."""
+
+    def __init__(self, config: StreamConfig, group: bool) -> None:
+        self._topic, self._brokers, self._group = config.topic, config.brokers, group
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": config.brokers or "",
+                "group.id": config.group,
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "auto.offset.reset": "error",
+                "check.crcs": True,
+                "allow.auto.create.topics": False,
+                "session.timeout.ms": int(config.session_timeout_seconds * 1000),
+                "topic.metadata.refresh.interval.ms": 10_000,
+            }
+        )
+        self._admin = AdminClient({"bootstrap.servers": config.brokers})
+        self._assigned: set[int] = set()
+        self._checked = 0.0
+        if group:
+            self._consumer.subscribe([config.topic], on_assign=self._on_assign, on_revoke=self._on_revoke)
+        else:
+            self._assign_all()
+
+    def _on_assign(self, consumer: Any, partitions: Sequence[Any]) -> None:
+        """Assigned but paused: nothing is read before its position was sought."""
+        places = [TopicPartition(self._topic, tp.partition, OFFSET_BEGINNING) for tp in partitions]
+        consumer.assign(places)
+        consumer.pause(places)
+        self._assigned = {tp.partition for tp in partitions}
+
+    def _on_revoke(self, consumer: Any, partitions: Sequence[Any]) -> None:
+        self._assigned -= {tp.partition for tp in partitions}
+
+    def _assign_all(self) -> None:
+        self._checked = time.monotonic()
+        try:
+            metadata = self._consumer.list_topics(self._topic, timeout=ASK_SECONDS).topics[self._topic]
+        except KafkaException as e:
+            raise self._unavailable(e) from e
+        if metadata.error is not None or not metadata.partitions:
+            raise SourceUnavailableError(f"topic {self._topic} is not there; create it (the client never does)")
+        added = sorted(set(metadata.partitions) - self._assigned)
+        if added:
+            places = [TopicPartition(self._topic, p, OFFSET_BEGINNING) for p in added]
+            self._consumer.incremental_assign(places)
+            self._consumer.pause(places)
+            self._assigned |= set(added)
+
+    def _unavailable(self, error: Exception) -> SourceUnavailableError:
+        return SourceUnavailableError(f"Kafka at {self._brokers}: {error}")
+
+    def assigned(self) -> list[int]:
+        """Partitions of this member; without a group all, those added later included (looked up every 10 s)."""
+        if not self._group and time.monotonic() - self._checked > 10:
+            self._assign_all()
+        return sorted(self._assigned)
+
+    def topic_id(self) -> str:
+        """The broker's id of the topic, as 32 hexadecimal digits."""
+        try:
+            future = self._admin.describe_topics(TopicCollection([self._topic]), request_timeout=ASK_SECONDS)[
+                self._topic
+            ]
+            text = str(future.result(timeout=ASK_SECONDS).topic_id)
+        except KafkaException as e:
+            raise self._unavailable(e) from e
+        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).hex()
+
+    def beginning(self, partition: int) -> int:
+        """Oldest offset."""
+        return self._watermarks(partition)[0]
+
+    def end(self, partition: int) -> int:
+        """Next offset."""
+        return self._watermarks(partition)[1]
+
+    def _watermarks(self, partition: int) -> tuple[int, int]:
+        try:
+            low, high = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), ASK_SECONDS)
+        except KafkaException as e:
+            raise self._unavailable(e) from e
+        return int(low), int(high)
+
+    def seek(self, partition: int, offset: int) -> None:
+        """Continue at an offset; a fresh assignment takes a moment before it can be sought."""
+        place = TopicPartition(self._topic, partition, offset)
+        deadline = time.monotonic() + ASK_SECONDS
+        while True:
+            try:
+                self._consumer.seek(place)
+                self._consumer.resume([place])
+                return
+            except KafkaException as e:
+                if time.monotonic() > deadline:
+                    raise self._unavailable(e) from e
+                self._consumer.poll(0.05)
+
+    def pause(self, partition: int) -> None:
+        """Until the next seek."""
+        if partition in self._assigned:
+            self._consumer.pause([TopicPartition(self._topic, partition)])
+
+    def poll(self, timeout: float, most: int) -> list[Message]:
+        """See `EventSource.poll`."""
+        found: list[Message] = []
+        for message in self._consumer.consume(num_messages=most, timeout=timeout):
+            error = message.error()
+            if error is None:
+                place, offset = int(message.partition() or 0), int(message.offset() or 0)
+                found.append(Message(place, offset, message.key(), message.value()))
+            elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+                # Said once and never again: whoever swallows it stands still for ever.
+                raise PositionOutOfRangeError(
+                    f"{self._topic}[{message.partition()}]: {error.str()}", message.partition()
+                )
+            elif error.code() != KafkaError._PARTITION_EOF and not error.retriable():
+                raise self._unavailable(KafkaException(error))
+        return found
+
+    def commit(self, offsets: Mapping[int, int]) -> None:
+        """For dashboards."""
+        self._consumer.commit(
+            offsets=[TopicPartition(self._topic, p, o) for p, o in offsets.items()], asynchronous=True
+        )
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._consumer.close()
+
+
+class _Sender:
+    """Sends and waits for the broker's answer of each message."""
+
+    def __init__(self, brokers: str | None) -> None:
+        self._brokers = brokers
+        self._lock = threading.Lock()
+        self._producer = Producer(
+            {
+                "bootstrap.servers": brokers,
+                "acks": "all",
+                "enable.idempotence": True,
+                "partitioner": "murmur2_random",
+                "linger.ms": 1,
+                "message.timeout.ms": int(SEND_SECONDS * 1000),
+                "allow.auto.create.topics": False,
+            }
+        )
+
+    def send_all(self, topic: str, messages: Sequence[tuple[bytes | None, bytes | None, Any]]) -> None:
+        """(key, value, headers) messages. Raises SourceUnavailableError unless all were stored."""
+        errors: list[str] = []
+
+        def done(error: Any, message: Any) -> None:
+            if error is not None:
+                errors.append(error.str())
+
+        with self._lock:
+            for key, value, headers in messages:
+                self._producer.produce(topic, value=value, key=key, headers=headers, on_delivery=done)
+            left = self._producer.flush(SEND_SECONDS)
+        if errors or left:
+            raise SourceUnavailableError(
+                f"Kafka at {self._brokers}: {len(errors) + left} of {len(messages)} messages were not stored: "
+                f"{errors[:1] or 'no answer'}"
+            )
+
+    def close(self) -> None:
+        """Flush."""
+        self._producer.flush(SEND_SECONDS)
+
+
+class _Producer(_Sender):
+    def __init__(self, config: StreamConfig) -> None:
+        super().__init__(config.brokers)
+        self._topic = config.topic
+
+    def send(self, messages: Sequence[tuple[str, bytes]]) -> None:
+        """Send all, then wait for all."""
+        self.send_all(self._topic, [(key.encode(), value, None) for key, value in messages])
+
+
+class _DeadLetterTopic(_Sender):
+    def __init__(self, config: StreamConfig) -> None:
+        super().__init__(config.brokers)
+        self._topic, self._source = config.dead_letter_topic, config.topic
+
+    def send(self, message: Message, reason: str, detail: str) -> None:
+        """Send one letter and wait for it."""
+        headers = dead_letter_headers(self._source, message, reason, detail)
+        self.send_all(self._topic, [(message.key, message.value, headers)])
