@@ -1,0 +1,270 @@
+"""What every store promises, checked on each."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hymirec.config import HistoryConfig
+from hymirec.errors import (
+    PositionConflictError,
+    StoreDamagedError,
+    StoreUnavailableError,
+    TopicRecreatedError,
+    UnsupportedFormatError,
+)
+from hymirec.history import Entry, HistoryStore, PartitionBatch, Position, open_store
+from hymirec.history.record import seal, unseal
+
+Opener = Callable[..., HistoryStore]
+TOPIC = "events"
+
+
+@pytest.fixture(params=["memory", "rocksdb", pytest.param("redis", marks=pytest.mark.redis)])
+def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+    """Opens a store; again with the same data (memory: the same object)."""
+    kind = request.param
+    extra: dict[str, Any] = {}
+    if kind == "rocksdb":
+        extra = {"path": str(tmp_path / "store"), "sync": False}
+    if kind == "redis":
+        server = request.getfixturevalue("redis_server")
+        redis.Redis.from_url(server.url).flushall()
+        extra = {"url": server.url, "shards": 4}
+    opened: list[HistoryStore] = []
+
+    def open_again(**changes: Any) -> HistoryStore:
+        if kind == "memory" and opened:
+            return opened[0]
+        if opened:
+            opened.pop().close()
+        opened.append(open_store(HistoryConfig(store=kind, **extra, **changes)))
+        return opened[0]
+
+    request.addfinalizer(lambda: opened and opened[0].close())
+    return open_again
+
+
+def event(offset: int, user: str = "u", key: int = 1, ts: int = 100, id_: int | None = None) -> Entry:
+    return Entry(offset, user, key, ts, 2, offset + 10**6 if id_ is None else id_)
+
+
+def batch(entries: list[Entry], expected: int | None, next_offset: int, partition: int = 0) -> PartitionBatch:
+    return PartitionBatch(TOPIC, "id-1", partition, expected, next_offset, entries)
+
+
+def test_an_unknown_user_has_an_empty_history(opener: Opener) -> None:
+    history = opener().read("nobody")
+    assert len(history) == history.count == 0
+
+
+def test_events_and_position_are_there_together_and_after_reopening(opener: Opener) -> None:
+    store = opener()
+    result = store.apply(batch([event(0, key=7, ts=5), event(1, "v", 8), event(2, key=9, ts=6)], None, 3))
+    assert (result.applied, sorted(result.users)) == (3, ["u", "v"])
+    store = opener()
+    assert store.positions(TOPIC) == {0: Position("id-1", 3)}
+    history = store.read("u")
+    assert history.keys.tolist() == [7, 9]
+    assert history.ts.tolist() == [5, 6]
+    assert history.actions.tolist() == [2, 2]
+
+
+def test_a_batch_that_was_applied_is_not_applied_again(opener: Opener) -> None:
+    store = opener()
+    late = batch([event(0), event(1)], None, 2)
+    store.apply(late)
+    try:
+        assert store.apply(late).applied == 0
+    except PositionConflictError as e:
+        assert "another writer" in str(e)
+    assert store.read("u").count == 2
+    assert store.positions(TOPIC)[0].offset == 2
+
+
+def test_an_event_id_counts_once(opener: Opener) -> None:
+    store = opener()
+    store.apply(batch([event(0, id_=5), event(1, id_=5)], None, 2))
+    result = store.apply(batch([event(2, id_=5), event(3, id_=6)], 2, 4))
+    assert (result.applied, result.duplicates) == (1, 1)
+    assert store.read("u").count == 2
+
+
+def test_late_events_are_read_in_order_of_time_and_ties_in_order_of_the_log(opener: Opener) -> None:
+    store = opener()
+    store.apply(batch([event(0, key=1, ts=50), event(1, key=2, ts=10), event(2, key=3, ts=50)], None, 3))
+    store.apply(batch([event(3, key=4, ts=20), event(4, key=5, ts=50)], 3, 5))
+    assert store.read("u").keys.tolist() == [2, 4, 1, 3, 5]
+
+
+def test_a_limit_keeps_the_newest_and_says_how_many_there_are(opener: Opener) -> None:
+    store = opener()
+    store.apply(batch([event(i, key=i, ts=i) for i in range(200)], None, 200))
+    history = store.read("u", limit=3)
+    assert history.keys.tolist() == [197, 198, 199]
+    assert history.count == 200
+    assert len(store.read("u", limit=0)) == 0
+
+
+def test_a_history_is_bounded(opener: Opener) -> None:
+    store = opener(max_events=100)
+    for start in range(0, 1000, 50):
+        store.apply(batch([event(i, key=i, ts=i) for i in range(start, start + 50)], start or None, start + 50))
+    assert store.read("u").keys.tolist() == list(range(900, 1000))
+
+
+def test_erasure_is_at_once_and_what_comes_later_starts_afresh(opener: Opener) -> None:
+    store = opener()
+    store.apply(batch([event(i, key=i) for i in range(150)] + [event(150, "v")], None, 151))
+    result = store.apply(batch([event(151, key=7), Entry(152, "u"), event(153, key=8)], 151, 154))
+    assert result.erased == 1
+    assert store.read("u").keys.tolist() == [8]
+    assert store.read("v").count == 1
+    assert opener().read("u").keys.tolist() == [8]
+
+
+def test_a_topic_that_was_created_again_is_refused(opener: Opener) -> None:
+    store = opener()
+    store.apply(batch([event(0)], None, 1))
+    with pytest.raises(TopicRecreatedError, match="deleted and created again"):
+        store.apply(PartitionBatch(TOPIC, "id-2", 0, 1, 2, [event(1)]))
+    assert store.read("u").count == 1
+    store.reset_position(TOPIC, 0, Position("id-2", 0))
+    store.apply(PartitionBatch(TOPIC, "id-2", 0, 0, 1, [event(0, id_=99)]))
+    assert store.read("u").count == 2
+
+
+def test_partitions_have_positions_of_their_own(opener: Opener) -> None:
+    store = opener()
+    store.apply(batch([event(0, "a")], None, 1))
+    store.apply(batch([event(0, "b", id_=4), event(1, "c")], None, 2, partition=3))
+    assert {p: position.offset for p, position in store.positions(TOPIC).items()} == {0: 1, 3: 2}
+    assert store.positions("other") == {}
+    store.reset_position(TOPIC, 3, None)
+    assert list(store.positions(TOPIC)) == [0]
+
+
+def test_a_batch_without_usable_messages_moves_the_position(opener: Opener) -> None:
+    store = opener()
+    store.apply(batch([], None, 5))
+    store.apply(batch([], 5, 9))
+    store.apply(batch([event(9)], 9, 2000))
+    assert opener().positions(TOPIC)[0].offset == 2000
+
+
+@pytest.mark.parametrize("user", ["ü ☕", "a\0b", "x" * 500, "m", "h\x00\x01"])
+def test_any_user_id_keeps_its_own_history(opener: Opener, user: str) -> None:
+    store = opener()
+    store.apply(batch([event(0, user, 5), event(1, "other", 6)], None, 2))
+    assert store.read(user).keys.tolist() == [5]
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30), st.integers(0, 40), st.booleans()), max_size=60),
+    st.data(),
+)
+def test_any_cut_into_batches_equals_a_plain_fold(
+    opener: Opener, messages: list[tuple[int, int, int, bool]], data: st.DataObject
+) -> None:
+    store = opener()
+    # The store lives through all examples: each has users and a topic of its own.
+    topic = prefix = f"{uuid.uuid4().hex}-"
+    expected: dict[str, list[tuple[int, int]]] = {}
+    seen: dict[str, set[int]] = {}
+    entries: list[Entry] = []
+    for i, (user, ts, id_, erase) in enumerate(messages):
+        name = f"{prefix}{user}"
+        if erase and id_ % 8 == 0:
+            entries.append(Entry(i, name))
+            expected[name], seen[name] = [], set()
+            continue
+        entries.append(Entry(i, name, 1000 + i, ts, 1, id_))
+        if id_ not in seen.setdefault(name, set()):
+            seen[name].add(id_)
+            expected.setdefault(name, []).append((ts, 1000 + i))
+    done = 0
+    while done < len(entries):
+        step = data.draw(st.integers(1, len(entries) - done))
+        part = entries[done : done + step]
+        store.apply(PartitionBatch(topic, "id-1", 0, done or None, done + step, part))
+        done += step
+    for name, events in expected.items():
+        history = store.read(name)
+        ordered = sorted(events, key=lambda pair: pair[0])
+        assert list(zip(history.ts.tolist(), history.keys.tolist(), strict=True)) == ordered
+
+
+def test_a_second_opener_of_rocksdb_is_told_that_there_is_one_writer(tmp_path: Path) -> None:
+    config = HistoryConfig(store="rocksdb", path=str(tmp_path / "store"))
+    store = open_store(config)
+    with pytest.raises(StoreUnavailableError, match="one writer"):
+        open_store(config)
+    store.close()
+
+
+@pytest.mark.redis
+def test_a_redis_that_may_evict_is_refused(redis_server: Any) -> None:
+    client = redis.Redis.from_url(redis_server.url)
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        with pytest.raises(StoreUnavailableError, match="noeviction"):
+            open_store(HistoryConfig(store="redis", url=redis_server.url))
+    finally:
+        client.config_set("maxmemory-policy", "noeviction")
+
+
+@pytest.mark.redis
+def test_a_redis_shard_that_is_ahead_skips_what_it_has(redis_server: Any) -> None:
+    redis.Redis.from_url(redis_server.url).flushall()
+    config = HistoryConfig(store="redis", url=redis_server.url, shards=2)
+    store = open_store(config)
+    entries = [event(i, f"user{i % 7}", key=i) for i in range(50)]
+    store.apply(batch(entries[:10], None, 10))
+
+    # A crash after the first shard's transaction: the other shard is behind.
+    class CrashError(Exception):
+        pass
+
+    original, calls = store._apply_shard, []  # type: ignore[attr-defined]
+
+    def crashing(*arguments: Any) -> Any:
+        if calls:
+            raise CrashError
+        calls.append(1)
+        return original(*arguments)
+
+    store._apply_shard = crashing  # type: ignore[attr-defined]
+    with pytest.raises(CrashError):
+        store.apply(batch(entries[10:50], 10, 50))
+    again = open_store(config)
+    position = again.positions(TOPIC)[0].offset
+    assert position == 10
+    again.apply(batch(entries[position:50], position, 50))
+    total = [again.read(f"user{i}").keys.tolist() for i in range(7)]
+    assert total == [[i for i in range(50) if i % 7 == user] for user in range(7)]
+
+
+def test_a_flipped_bit_is_an_error_and_never_other_data() -> None:
+    value = seal(np.arange(26, dtype=np.uint8).tobytes())
+    for position in range(len(value)):
+        broken = bytearray(value)
+        broken[position] ^= 4
+        with pytest.raises((StoreDamagedError, UnsupportedFormatError)):
+            unseal(bytes(broken), "page")
+
+
+def test_a_newer_format_is_refused_untouched() -> None:
+    import xxhash
+
+    body = b"\x02" + b"future"
+    with pytest.raises(UnsupportedFormatError, match="format version 2"):
+        unseal(body + xxhash.xxh3_64_digest(body), "page")
