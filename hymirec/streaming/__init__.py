@@ -2,10 +2,19 @@
 
 from hymirec.config import StreamConfig
 from hymirec.streaming.consumer import ConsumerStatus, HistoryConsumer
-from hymirec.streaming.decode import decode
+from hymirec.streaming.decode import decode, erase_message, event_message
 from hymirec.streaming.source import EventLog, Message
 
-__all__ = ["ConsumerStatus", "EventLog", "HistoryConsumer", "Message", "decode", "open_log"]
+__all__ = [
+    "ConsumerStatus",
+    "EventLog",
+    "HistoryConsumer",
+    "Message",
+    "decode",
+    "erase_message",
+    "event_message",
+    "open_log",
+]
 
 
 def open_log(config: StreamConfig) -> EventLog:

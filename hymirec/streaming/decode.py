@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import xxhash
 
-from hymirec.catalog.events import ACTIONS, OTHER
+from hymirec.catalog.events import ACTIONS, OTHER, EraseEvent, Event
 from hymirec.catalog.keys import item_key
 from hymirec.catalog.schemas import MAX_TS
 from hymirec.errors import EventError
@@ -70,3 +70,13 @@ def _identifier(value: str | int | None, name: str) -> str:
     if not 0 < size <= MAX_ID_BYTES:
         raise EventError("bad_id", f"{name} has {size} bytes; expected 1 to {MAX_ID_BYTES}")
     return text
+
+
+def event_message(event: Event) -> tuple[str, bytes]:
+    """(key, value) of an event, ready to be sent."""
+    return event.user_id, msgspec.json.encode(event)
+
+
+def erase_message(user_id: str) -> tuple[str, bytes]:
+    """(key, value) of an erasure, ready to be sent."""
+    return user_id, msgspec.json.encode(EraseEvent(user_id=user_id))

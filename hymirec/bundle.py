@@ -1,0 +1,123 @@
+"""The bundle: the immutable release of a run, under one manifest whose hash is its id.
+
+    items/part-*.parquet   index, id, key, title, popularity (no texts)
+    codes/                 codes and magnitudes of every item
+    codebook/              centroids, report
+    recommender/           weights, item vectors, projected codebook
+    index.faiss            item vectors, searchable
+    encoder.json           which content encoder made the embeddings (by reference: serving does not need it)
+    config.yaml metrics.json README.md
+
+Opening a bundle verifies the hash of every file before anything is parsed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hymirec.artifacts import Manifest, read_json, read_manifest, verify, write_json, write_manifest
+from hymirec.catalog.parts import part_paths, read_table, write_table
+from hymirec.catalog.prepared import Catalog
+from hymirec.catalog.schemas import INDEX, ITEM, ITEMS_DIR, KEY, POPULARITY, TITLE
+from hymirec.codebook.table import ItemCodes
+from hymirec.config import ComputeConfig, Config, PipelineConfig, dump
+from hymirec.errors import ArtifactMissingError, BundleError
+from hymirec.recommender.hybrid import HybridModel
+from hymirec.retrieval import ItemIndex
+
+KIND = "bundle"
+INDEX_FILE = "index.faiss"
+COPIED = ("codes", "codebook", "recommender")
+UNCOPIED = shutil.ignore_patterns("manifest.json", "timing.json", "work", "logs", "checkpoints", "tensorboard", ".*")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An open bundle. Immutable: a new release is a new object."""
+
+    path: Path
+    id: str
+    catalog: Catalog
+    model: HybridModel
+    index: ItemIndex
+    popular: NDArray[np.int64]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Verify every file of a bundle, then load it.
+
+        Raises ArtifactMissingError or ArtifactDamagedError with the name of the file, BundleError when the parts are of
+        different catalogues or the directory is no bundle.
+        """
+        directory = Path(path)
+        if not directory.is_dir():
+            raise ArtifactMissingError(f"{directory} is not there; a run writes its bundle to RUN_DIR/bundle")
+        manifest = verify(directory)
+        if manifest.kind != KIND:
+            raise BundleError(f"{directory} holds a {manifest.kind!r}, not a bundle; a bundle is RUN_DIR/bundle")
+        catalog = Catalog.open(directory)
+        codes = ItemCodes.open(directory / "codes")
+        model = HybridModel.open(directory / "recommender", codes)
+        index = ItemIndex.open(directory / INDEX_FILE)
+        if not len(index) == len(codes) == catalog.size:
+            raise BundleError(
+                f"{directory}: {catalog.size} items, {len(codes)} rows of codes, {len(index)} vectors in the index; "
+                "these must be equal. Write the bundle again from one run"
+            )
+        popular = np.lexsort((np.arange(catalog.size), -catalog.popularity))
+        return cls(directory, manifest.id, catalog, model, index, popular)
+
+
+def write_bundle(run_dir: Path, config: PipelineConfig, out: Path) -> Manifest:
+    """Collect the bundle of a finished run in `out`; the manifest is written last.
+
+    Everything in it is a function of the run's artifacts and of the configuration's parts that shape them.
+    """
+    for part in part_paths(run_dir / "data" / ITEMS_DIR):
+        write_table(out / ITEMS_DIR / part.name, read_table(part, [INDEX, ITEM, KEY, TITLE, POPULARITY]))
+    for name in COPIED:
+        shutil.copytree(run_dir / name, out / name, ignore=UNCOPIED, dirs_exist_ok=True)
+    shutil.copyfile(run_dir / "evaluation" / "metrics.json", out / "metrics.json")
+    model = HybridModel.open(out / "recommender", ItemCodes.open(out / "codes"))
+    ItemIndex.build(model.item_vectors().float().cpu().numpy(), config.retrieval).save(out / INDEX_FILE)
+    encoder = read_manifest(run_dir / "encoder")
+    write_json(out / "encoder.json", {"preset": config.encoder.preset, "model": config.encoder.model, "id": encoder.id})
+    (out / "config.yaml").write_text(_recipe(config), encoding="utf-8")
+    (out / "README.md").write_text(_card(config, out), encoding="utf-8")
+    return write_manifest(out, KIND)
+
+
+def _recipe(config: PipelineConfig) -> str:
+    """The config without what says where and on how many machines it ran: those do not belong to the release."""
+    placeless: Config = config.model_copy(update={"run_dir": None, "compute": ComputeConfig()})
+    return dump(placeless)
+
+
+def _card(config: PipelineConfig, out: Path) -> str:
+    """The model card: data, metrics, use."""
+    metrics = read_json(out / "metrics.json")["models"]
+    names = [key for key in metrics[0] if key[:2] in ("R@", "N@") and not key.endswith("_ci")]
+    rows = ["| model | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    rows += [f"| {row['model']} | " + " | ".join(f"{row[name]:.4f}" for name in names) + " |" for row in metrics]
+    report = read_json(out / "codebook" / "report.json")
+    return "\n".join(
+        [
+            f"# HyMiRec bundle: {config.name}",
+            "",
+            f"Data: `{config.data.kind}`, {metrics[0]['users']:,} users, {metrics[0]['items']:,} items; split "
+            f"{config.data.split}. Test metrics, full ranking:",
+            "",
+            *rows,
+            "",
+            f"Items are kept in {report['bytes_per_item']} bytes instead of {report['raw_bytes']}.",
+            "",
+            "    from hymirec import HyMiRec",
+            '    HyMiRec.from_pretrained("THIS DIRECTORY").recommend(history=[...], k=20)',
+            "",
+        ]
+    )
