@@ -98,10 +98,12 @@ class EncoderConfig(Config):
     max_tokens: int = Field(32, ge=4, description="texts are cut to this many tokens, the special token included")
     special_token: str = Field("<|item|>", min_length=1, description="appended; its last hidden state is the embedding")
     encode_batch: int = Field(256, ge=1, description="texts a forward pass when encoding")
+    center: bool = Field(True, description="subtract the catalogue's mean embedding, measured once after training")
     sequence_length: int = Field(20, ge=2, description="stage 1: most recent items of a user")
     negatives: int = Field(256, ge=1, description="stage 1: sampled negatives a step, shared by the batch")
     user_layers: int = Field(1, ge=1, description="stage 1: causal Transformer blocks over item embeddings")
     scale: float = Field(14.2857, gt=0, le=100, description="stage 1: start of the learnable scale (1/temperature)")
+    gradient_checkpointing: bool = Field(False, description="stage 1: recompute activations; for big encoders")
     optim: OptimConfig = OptimConfig(epochs=2, batch_size=64, lr=1e-3)
 
     @model_validator(mode="after")

@@ -19,21 +19,23 @@ FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 @dataclass(frozen=True)
 class EncodeStats:
-    """What one part was: `fallbacks` items had no text."""
+    """What one part was: `fallbacks` of its `rows` had no text."""
 
     rows: int
     fallbacks: int
 
 
 def encode_part(encoder: ContentEncoder, source: Path, target: Path, batch: int) -> EncodeStats:
-    """Encode `source` (items part) into `target` (embeddings part, fp16, as they leave the model: not normalised).
+    """Encode `source` (a part of `data/items`) into `target` (a part of `embeddings`), `batch` texts a forward pass.
 
-    Texts are grouped by length, so that little of a batch is padding, and put back in order. The same part gives the
-    same bytes. Raises NonFiniteEmbeddingError with the item's id.
+    Vectors are stored in fp16 as they leave the encoder, not normalised: the codebook works by cosine and keeps the
+    norm in its magnitudes. An item without text gets the embedding of the text "unknown item". Texts of like length
+    share a forward pass, and rows keep their order. The same part and weights give the same bytes.
+    Raises NonFiniteEmbeddingError with the item's id for NaN, infinity or a value beyond fp16.
     """
     table = read_table(source, [INDEX, ITEM, TEXT])
     texts = table[TEXT].to_pylist()
-    order = sorted(range(len(texts)), key=lambda row: (len(texts[row] or ""), row))
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row] or ""))
     vectors = np.empty((len(texts), encoder.width), np.float16)
     encoder.eval()
     with torch.inference_mode():
@@ -44,9 +46,9 @@ def encode_part(encoder: ContentEncoder, source: Path, target: Path, batch: int)
             if bad.any():
                 row = rows[int(np.flatnonzero(bad)[0])]
                 raise NonFiniteEmbeddingError(
-                    f"the embedding of item {table[ITEM][row].as_py()!r} ({source.name}, row {row}) is not finite in "
-                    f"fp16; its text begins {str(texts[row])[:60]!r}. Train stage 1 with a lower encoder.optim.lr, or repair "
-                    "the text"
+                    f"expected finite numbers within fp16, but the embedding of item {table[ITEM][row].as_py()!r} "
+                    f"({source.name}, row {row}, text {str(texts[row])[:60]!r}) has others; train stage 1 with a lower "
+                    "encoder.optim.lr, switch compute.bf16, or choose other weights"
                 )
             vectors[rows] = encoded
     write_vectors(target, to_numpy(table[INDEX]), vectors)

@@ -5,6 +5,7 @@ U texts  L tokens  D width of the backbone
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,27 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    LlamaConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoConfig, AutoModel, LlamaConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from hymirec.config import EncoderConfig
-from hymirec.encoder.tokenizer import train_tokenizer
-from hymirec.errors import ModelMissingError
-from hymirec.pretrained import pretrained_dir
+from hymirec.encoder.presets import build_backbone, build_tokenizer, drop_pooler
+from hymirec.encoder.tokenizer import pad_rows, token_ids
 
-# What an item without any text is encoded as.
-FALLBACK_TEXT = "unknown item"
+# What a config says about the files it came from, not about the model.
+_NOT_ARCHITECTURE = frozenset({"transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype"})
 
 
-class ContentEncoderConfig(PretrainedConfig):
-    """`backbone` is the config of the wrapped model, as plain values."""
+class ContentEncoderConfig(PreTrainedConfig):
+    """`backbone` is the config of the wrapped model, as plain values (with `model_type`)."""
 
     model_type = "hymirec_content_encoder"
 
@@ -50,70 +42,49 @@ class ContentEncoderConfig(PretrainedConfig):
 
 
 class ContentEncoder(PreTrainedModel):
-    """Text -> last hidden state at the special token, which is appended after truncation and so is always there."""
+    """Text -> last hidden state at the special token, less `center`.
+
+    The special token is appended after the text is cut, so it is always there. `center` (D) is zero until `centered`
+    has measured the mean embedding of a catalogue: hidden states of language models share one large direction, and
+    without it cosines spread (MiniLM and SmolLM2 untrained: mean cosine of two products .90 and .94, then .00).
+    """
 
     config_class = ContentEncoderConfig
     base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
+    center: Tensor
 
     def __init__(self, config: ContentEncoderConfig) -> None:
         super().__init__(config)
         values = dict(config.backbone or LlamaConfig().to_dict())
         backbone = AutoConfig.for_model(values.pop("model_type"), **values)
         self.backbone = AutoModel.from_config(backbone)
+        drop_pooler(self.backbone)
+        self.register_buffer("center", torch.zeros(backbone.hidden_size))
         self.tokenizer: Any = None
+        self._takes_positions = _takes_positions(self.backbone)
         self.post_init()
 
     @classmethod
-    def build(cls, config: EncoderConfig, texts: Iterable[str], seed: int) -> ContentEncoder:
-        """A new encoder: from config with a tokenizer trained on `texts` (`tiny`), or around pretrained weights.
+    def build(
+        cls, config: EncoderConfig, texts: Iterable[str], seed: int, tokenizer: Any | None = None
+    ) -> ContentEncoder:
+        """A new encoder in fp32: from config with a tokenizer trained on `texts` (`tiny`), or of pretrained weights.
 
-        Raises ModelMissingError when the weights are not on this machine.
+        `tokenizer`, if given, is one that `build_tokenizer` made from the same config and texts.
+        Raises ModelMissingError when weights are not on this machine and ConfigError when they do not fit the config.
         """
-        torch.manual_seed(seed)
-        if config.preset == "tiny":
-            return cls._tiny(config, texts)
-        source = pretrained_dir(config.preset, config.model)
-        try:
-            backbone = AutoModel.from_pretrained(source, trust_remote_code=False, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        except OSError as e:
-            raise ModelMissingError(
-                f"{source} is neither a local directory nor in the Hugging Face cache, and could not be fetched; "
-                "download it where there is a network and set encoder.preset=custom, encoder.model=DIRECTORY"
-            ) from e
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        tokenizer.add_special_tokens({"additional_special_tokens": [config.special_token]})
-        if len(tokenizer) > backbone.get_input_embeddings().num_embeddings:
-            backbone.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        embeddings = backbone.get_input_embeddings().weight
-        token = tokenizer.convert_tokens_to_ids(config.special_token)
-        with torch.no_grad():
-            embeddings[token] = embeddings[:token].mean(dim=0)
-        wrapped = cls(ContentEncoderConfig(backbone.config.to_dict(), config.special_token, config.max_tokens))
-        wrapped.backbone.load_state_dict(backbone.state_dict())
-        wrapped.tokenizer = tokenizer
-        wrapped.eval()
-        return wrapped
-
-    @classmethod
-    def _tiny(cls, config: EncoderConfig, texts: Iterable[str]) -> ContentEncoder:
-        tokenizer = train_tokenizer((text or FALLBACK_TEXT for text in texts), config.vocab_size, config.special_token)
-        backbone = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.hidden_size,
-            intermediate_size=2 * config.hidden_size,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.heads,
-            max_position_embeddings=max(64, config.max_tokens),
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=None,
-            eos_token_id=None,
-            use_cache=False,
-        )
-        encoder = cls(ContentEncoderConfig(backbone.to_dict(), config.special_token, config.max_tokens))
+        tokenizer = build_tokenizer(config, texts) if tokenizer is None else tokenizer
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            backbone = build_backbone(config, tokenizer)
+        backbone.config.use_cache = False
+        plain = {key: value for key, value in backbone.config.to_dict().items() if key not in _NOT_ARCHITECTURE}
+        with torch.device("meta"):
+            encoder = cls(ContentEncoderConfig(plain, config.special_token, config.max_tokens))
+        encoder.backbone = backbone
+        encoder.center = torch.zeros(encoder.width)
         encoder.tokenizer = tokenizer
         encoder.eval()
         return encoder
@@ -125,35 +96,36 @@ class ContentEncoder(PreTrainedModel):
 
     def tokenize(self, texts: Sequence[str | None]) -> dict[str, Tensor]:
         """Token ids and mask (U, L) on the CPU, right-padded; an empty or missing text becomes `FALLBACK_TEXT`."""
-        item = self.tokenizer.convert_tokens_to_ids(self.config.special_token)
-        cleaned = [text if text and text.strip() else FALLBACK_TEXT for text in texts]
-        ids = self.tokenizer(cleaned, add_special_tokens=False, truncation=True, max_length=self.config.max_tokens - 1)[
-            "input_ids"
-        ]
-        longest = max((len(row) for row in ids), default=0) + 1
-        tokens = torch.full((len(ids), longest), self.tokenizer.pad_token_id, dtype=torch.int64)
-        mask = torch.zeros((len(ids), longest), dtype=torch.int64)
-        for row, values in enumerate(ids):
-            tokens[row, : len(values) + 1] = torch.tensor([*values, item])
-            mask[row, : len(values) + 1] = 1
-        return {"input_ids": tokens, "attention_mask": mask}
+        rows = token_ids(self.tokenizer, texts, self.config.special_token, self.config.max_tokens)
+        return pad_rows(rows, int(self.tokenizer.pad_token_id))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Embeddings (U, D) of tokens and mask (U, L); padding may stand on either side."""
-        position = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-        hidden_ULD = self.backbone(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position
-        ).last_hidden_state
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self._takes_positions:
+            inputs["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+        hidden_ULD = self.backbone(**inputs).last_hidden_state
         # The last real token of a row is its special token.
         last = (attention_mask * torch.arange(1, attention_mask.shape[1] + 1, device=input_ids.device)).argmax(dim=1)
         picked: Tensor = hidden_ULD[torch.arange(len(last), device=input_ids.device), last]
-        return picked
+        return picked - self.center
 
     def encode(self, texts: Sequence[str | None]) -> Tensor:
         """Embeddings (U, D) of texts, on the model's device."""
         batch = self.tokenize(texts)
         result: Tensor = self(**{key: value.to(self.device) for key, value in batch.items()})
         return result
+
+    def centered(self, texts: Sequence[str | None], batch: int) -> ContentEncoder:
+        """Set `center` to the mean embedding of some texts of the catalogue; returns the encoder itself."""
+        if texts:
+            total = torch.zeros(self.width, dtype=torch.float64)
+            with torch.no_grad():
+                self.center.zero_()
+                for start in range(0, len(texts), batch):
+                    total += self.encode(texts[start : start + batch]).double().sum(dim=0).cpu()
+                self.center.copy_(total / len(texts))
+        return self
 
     def save_pretrained(self, save_directory: str | os.PathLike[Any], *args: Any, **kwargs: Any) -> None:
         """Weights, config and tokenizer in one directory."""
@@ -171,3 +143,9 @@ class ContentEncoder(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """The backbone initialises itself."""
+
+
+def _takes_positions(backbone: nn.Module) -> bool:
+    """Whether positions 0, 1, ... are to be given; RoBERTa and its kin count from the padding id, by themselves."""
+    counts_itself = hasattr(getattr(backbone, "embeddings", None), "padding_idx")
+    return "position_ids" in inspect.signature(backbone.forward).parameters and not counts_itself
