@@ -58,7 +58,7 @@ class EmbeddedStore:
             check_topic(batch, stored)
             check_expected(batch, stored)
             changes = Changes()
-            result = self._appender.apply(batch.entries, changes)
+            result = self._appender.apply(batch, batch.entries, changes)
             changes.put(key, pack_position(Position(batch.topic_id, batch.next_offset)))
             self._commit(changes)
         return result

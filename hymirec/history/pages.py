@@ -1,24 +1,37 @@
 """How a batch becomes pages: the part that all stores share.
 
-Keys of one user:  b"m" head, b"h" + page pages of records, b"d" + page pages of hashes of event ids.
-Appending touches the head and the last page only, so it costs the same for any length of history. Old pages are removed
-when the history is longer than its bound. Late events are appended like others and sorted when read.
+Keys of one user:  b"m" head, b"h" + page pages of records, b"d" + page pages of hashes of event ids, b"e" tombstone.
+Appending touches the head and the last page only, so it costs the same for any length of history. Late events are
+appended like others and sorted when read. Of a long history whole old pages go: what is kept are the `max_events`
+newest (by time) of the pages that hold the last `max_events` appended. Everything is a function of the sequence of
+entries alone, however it is cut into batches.
 """
 
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
+import xxhash
 
 from hymirec.errors import StoreDamagedError
-from hymirec.history.record import EVENT_HASH, PAGE_RECORDS, RECORD, Head, pack_array, unpack_array
-from hymirec.history.store import ApplyResult, Entry, History
+from hymirec.history.record import (
+    PAGE_RECORDS,
+    RECORD,
+    Head,
+    Tombstone,
+    pack_hashes,
+    pack_records,
+    unpack_hashes,
+    unpack_records,
+)
+from hymirec.history.store import ApplyResult, Entry, History, PartitionBatch
 
 GetMany = Callable[[Sequence[bytes]], Sequence[bytes | None]]
+Row = tuple[int, int, int]
 
 
 @dataclass
@@ -39,13 +52,22 @@ class Changes:
         self.deletes.add(key)
 
 
+def _utf8(user_id: str) -> bytes:
+    return user_id.encode("utf-8", "surrogatepass")
+
+
 def head_key(user_id: str) -> bytes:
     """Key of a user's head."""
-    return b"m" + user_id.encode()
+    return b"m" + _utf8(user_id)
+
+
+def tombstone_key(user_id: str) -> bytes:
+    """Key of a user's tombstone: a hash, since an erased user's id must not stay."""
+    return b"e" + xxhash.xxh3_128_digest(_utf8(user_id))
 
 
 def _page_key(kind: bytes, user_id: str, page: int) -> bytes:
-    user = user_id.encode()
+    user = _utf8(user_id)
     return kind + struct.pack(">H", len(user)) + user + struct.pack(">I", page)
 
 
@@ -57,10 +79,12 @@ def page_keys(user_id: str, head: Head, kind: bytes = b"h") -> list[bytes]:
 @dataclass
 class _User:
     head: Head
-    records: list[tuple[int, int, int]]
+    rows: list[Row]
     hashes: list[int]
+    recent: deque[int]
     seen: set[int]
-    dirty: dict[int, tuple[list[tuple[int, int, int]], list[int]]] = field(default_factory=dict)
+    tombstone: Tombstone | None = None
+    dirty: dict[int, tuple[list[Row], list[int]]] = field(default_factory=dict)
 
 
 class Appender:
@@ -69,84 +93,100 @@ class Appender:
     def __init__(self, get_many: GetMany, max_events: int, dedup_horizon: int) -> None:
         self._get_many = get_many
         self._keep_pages = -(-max_events // PAGE_RECORDS) + 1
-        self._dedup_pages = -(-dedup_horizon // PAGE_RECORDS) + 1
-        self._horizon = dedup_horizon
+        # Event ids go with the pages of their events at the latest.
+        self._horizon = min(dedup_horizon, max_events)
+        self._dedup_pages = -(-self._horizon // PAGE_RECORDS) + 1
 
-    def apply(self, entries: Iterable[Entry], changes: Changes) -> ApplyResult:
-        """Add the writes of the entries, in their order, to `changes`."""
+    def apply(self, batch: PartitionBatch, entries: Iterable[Entry], changes: Changes) -> ApplyResult:
+        """Add the writes of the entries (some or all of the batch's), in their order, to `changes`."""
         ordered = list(entries)
         users = self._load(list(dict.fromkeys(entry.user_id for entry in ordered)))
+        topic_hash = xxhash.xxh3_64_intdigest(batch.topic_id.encode())
         result = ApplyResult(users=list(users))
         for entry in ordered:
-            if entry.key is None:
-                users[entry.user_id] = self._erase(entry.user_id, users[entry.user_id], changes)
+            user = users[entry.user_id]
+            place = (topic_hash, batch.partition, entry.offset, entry.log_ms)
+            if user.tombstone is not None and user.tombstone.covers(*place):
+                result.suppressed += 1
+            elif entry.key is None:
+                self._erase(entry.user_id, user, changes)
+                users[entry.user_id] = self._fresh(Tombstone(*place))
+                changes.put(tombstone_key(entry.user_id), Tombstone(*place).pack())
                 result.erased += 1
-            elif entry.event_hash in users[entry.user_id].seen:
+            elif entry.event_hash in user.seen:
                 result.duplicates += 1
             else:
-                self._append(users[entry.user_id], entry)
+                self._append(user, entry.key, entry)
                 result.applied += 1
         for user_id, user in users.items():
             self._write(user_id, user, changes)
         return result
 
+    def _fresh(self, tombstone: Tombstone | None) -> _User:
+        return _User(Head(), [], [], deque(), set(), tombstone)
+
     def _load(self, user_ids: Sequence[str]) -> dict[str, _User]:
         heads = self._get_many([head_key(user_id) for user_id in user_ids])
+        tombstones = self._get_many([tombstone_key(user_id) for user_id in user_ids])
         users: dict[str, _User] = {}
-        for user_id, value in zip(user_ids, heads, strict=True):
-            if value is None:
-                users[user_id] = _User(Head(), [], [], set())
-                continue
-            head = Head.unpack(value, f"head of user {user_id!r}")
-            dedup = page_keys(user_id, head, b"d")[-self._dedup_pages :]
-            last, *hash_pages = self._get_many([page_keys(user_id, head)[-1], *dedup])
-            records = [] if last is None else _records(last, user_id).tolist()
-            hashes = [[] if page is None else _hashes(page, user_id).tolist() for page in hash_pages]
-            recent = [h for page in hashes for h in page][-self._horizon :]
-            users[user_id] = _User(head, records, hashes[-1] if hashes else [], set(recent))
+        for user_id, value, buried in zip(user_ids, heads, tombstones, strict=True):
+            tombstone = None if buried is None else Tombstone.unpack(buried, f"tombstone of user {user_id!r}")
+            users[user_id] = self._fresh(tombstone)
+            if value is not None:
+                self._load_tail(user_id, Head.unpack(value, f"head of user {user_id!r}"), users[user_id])
         return users
 
-    def _append(self, user: _User, entry: Entry) -> None:
-        assert entry.key is not None
-        if len(user.records) == PAGE_RECORDS:
+    def _load_tail(self, user_id: str, head: Head, user: _User) -> None:
+        """The last page, to append to, and the event ids of the horizon."""
+        wanted = [page_keys(user_id, head)[-1], *page_keys(user_id, head, b"d")[-self._dedup_pages :]]
+        last, *pages = self._get_many(wanted)
+        hashes = [unpack_hashes(page, f"event ids of user {user_id!r}") for page in pages if page is not None]
+        if last is None or len(hashes) < len(pages):
+            raise _page_missing(user_id)
+        user.head = head
+        user.rows = unpack_records(last, f"page of user {user_id!r}").tolist()
+        user.hashes = hashes[-1]
+        user.recent = deque([h for page in hashes for h in page][-self._horizon :])
+        user.seen = set(user.recent)
+
+    def _append(self, user: _User, key: int, entry: Entry) -> None:
+        if len(user.rows) == PAGE_RECORDS:
             user.head.last_page += 1
-            user.records, user.hashes = [], []
-        user.records.append((entry.key, entry.ts, entry.action))
+            user.rows, user.hashes = [], []
+        user.rows.append((key, entry.ts, entry.action))
         user.hashes.append(entry.event_hash)
+        if len(user.recent) == self._horizon:
+            user.seen.discard(user.recent.popleft())
+        user.recent.append(entry.event_hash)
         user.seen.add(entry.event_hash)
         user.head.total += 1
-        user.dirty[user.head.last_page] = (user.records, user.hashes)
+        user.dirty[user.head.last_page] = (user.rows, user.hashes)
 
-    def _erase(self, user_id: str, user: _User, changes: Changes) -> _User:
+    def _erase(self, user_id: str, user: _User, changes: Changes) -> None:
         changes.delete(head_key(user_id))
         for kind in (b"h", b"d"):
             for key in page_keys(user_id, user.head, kind):
                 changes.delete(key)
-        return _User(Head(), [], [], set())
 
     def _write(self, user_id: str, user: _User, changes: Changes) -> None:
         if not user.dirty:
             return
-        for page, (records, hashes) in user.dirty.items():
-            changes.put(_page_key(b"h", user_id, page), pack_array(np.array(records, RECORD)))
-            changes.put(_page_key(b"d", user_id, page), pack_array(np.array(hashes, EVENT_HASH)))
+        for page, (rows, hashes) in user.dirty.items():
+            changes.put(_page_key(b"h", user_id, page), pack_records(np.array(rows, RECORD)))
+            changes.put(_page_key(b"d", user_id, page), pack_hashes(hashes))
         last = user.head.last_page
         for page in range(user.head.first_page, last - self._keep_pages + 1):
             changes.delete(_page_key(b"h", user_id, page))
             changes.delete(_page_key(b"d", user_id, page))
             user.head.first_page = page + 1
-        forgotten = min(user.dirty) - self._dedup_pages
-        for page in range(max(0, forgotten - 1), last - self._dedup_pages + 1):
+        for page in range(max(0, min(user.dirty) - self._dedup_pages), last - self._dedup_pages + 1):
             changes.delete(_page_key(b"d", user_id, page))
         changes.put(head_key(user_id), user.head.pack())
 
 
-def _records(value: bytes, user_id: str) -> NDArray[np.generic]:
-    return unpack_array(value, RECORD, f"page of user {user_id!r}")
-
-
-def _hashes(value: bytes, user_id: str) -> NDArray[np.generic]:
-    return unpack_array(value, EVENT_HASH, f"event ids of user {user_id!r}")
+def _page_missing(user_id: str) -> StoreDamagedError:
+    # Heads and pages are written together: a missing one is damage.
+    return StoreDamagedError(f"a page of user {user_id!r} is missing; restore the store or rebuild it from the log")
 
 
 def empty_history() -> History:
@@ -155,15 +195,12 @@ def empty_history() -> History:
 
 
 def history_of(user_id: str, pages: Sequence[bytes | None], max_events: int, limit: int | None) -> History:
-    """Sort a user's pages (in order of appending) by time and keep the newest.
-
-    A missing page is damage: heads and pages are written together.
-    """
+    """Sort a user's pages (in order of appending) by time and keep the newest. A missing page is StoreDamagedError."""
     parts = []
     for page in pages:
         if page is None:
-            raise StoreDamagedError(f"a page of user {user_id!r} is missing; rebuild the store from the log")
-        parts.append(_records(page, user_id))
+            raise _page_missing(user_id)
+        parts.append(unpack_records(page, f"page of user {user_id!r}"))
     records = np.concatenate(parts)
     records = records[np.argsort(records["ts"], kind="stable")][-max_events:]
     count = len(records)

@@ -4,81 +4,116 @@ Users hash to a fixed number of shards, and all keys of a shard carry its hash t
 node of a cluster and can change in one MULTI. Each (shard, partition) has a position of its own, in the same
 transaction as the shard's part of a batch. A batch is therefore several transactions, each atomic with its position: a
 crash between two leaves some shards ahead, the consumer starts again at the lowest position, and shards that are ahead
-skip what they have. WATCH on the position is the fence: a late writer's transaction fails, it reads the position again
-and finds its events already there.
+skip what they have.
+
+Two fences. WATCH on the position: a late writer's transaction fails. And a shard's position must be the one that this
+process knows: a server that came back without its last writes (a failover, `appendfsync everysec`) is found even when
+the client reconnected silently, and the consumer reads the positions again and fills the hole from the log.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import redis
 import xxhash
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from hymirec.config import HistoryConfig
 from hymirec.errors import PositionConflictError, StoreUnavailableError
-from hymirec.history.pages import Appender, Changes, empty_history, head_key, history_of, page_keys
-from hymirec.history.positions import check_topic, pack_position, unpack_position
+from hymirec.history.pages import (
+    Appender,
+    Changes,
+    empty_history,
+    head_key,
+    history_of,
+    page_keys,
+    tombstone_key,
+)
+from hymirec.history.positions import check_expected, check_topic, pack_position, unpack_position
 from hymirec.history.record import Head
 from hymirec.history.store import ApplyResult, Entry, History, PartitionBatch, Position
 
 ATTEMPTS = 8
-# Shards that a batch has nothing for are moved along when they lag this many messages, so that the lowest position,
-# where a consumer starts, stays near the newest.
-IDLE_LAG = 1_000
-CONNECTION_ERRORS = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
+TIMEOUT_SECONDS = 5.0
+MOVE_POSITION = (
+    "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('SET', KEYS[1], ARGV[2]) return 1 end return 0"
+)
+START_POSITION = "return redis.call('SET', KEYS[1], ARGV[1], 'NX') and 1 or 0"
+
+Place = tuple[str, int]
 
 
 class RedisStore:
-    """A `HistoryStore` on a Redis server or cluster."""
+    """A `HistoryStore` on a Redis server."""
 
     def __init__(self, config: HistoryConfig) -> None:
         assert config.url is not None
         self._config = config
-        self._url = config.url
-        # The client's own types admit text, which it returns only when asked to decode.
-        self._redis: Any = redis.Redis.from_url(config.url, socket_timeout=5, socket_connect_timeout=5)
-        self._idle: dict[tuple[str, int], int] = {}
+        # Typed as Any: the client's annotations mix its synchronous and asynchronous answers.
+        self._redis: Any = redis.Redis.from_url(
+            config.url,
+            socket_timeout=TIMEOUT_SECONDS,
+            socket_connect_timeout=TIMEOUT_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+        )
+        place = self._redis.connection_pool.connection_kwargs
+        # The URL may hold a password.
+        self._name = f"Redis at {place.get('host', place.get('path', 'localhost'))}:{place.get('port', '')}"
+        self._lock = threading.Lock()
+        self._known: dict[Place, list[Position | None]] = {}
+        self._next: dict[Place, Position | None] = {}
+        self._refuse_eviction()
+
+    def _refuse_eviction(self) -> None:
         try:
-            policy = self._redis.config_get("maxmemory-policy").get("maxmemory-policy", "noeviction")
+            policy = str(self._redis.config_get("maxmemory-policy").get("maxmemory-policy", "noeviction"))
         except redis.exceptions.ResponseError:
             # Managed servers forbid CONFIG; their policy is the operator's to check.
-            policy = "noeviction"
-        except CONNECTION_ERRORS as e:
-            raise StoreUnavailableError(f"Redis at {config.url} cannot be reached: {e}") from e
+            return
+        except redis.exceptions.RedisError as e:
+            raise StoreUnavailableError(f"{self._name} cannot be reached: {e}") from e
         if policy != "noeviction":
             raise StoreUnavailableError(
-                f"Redis at {config.url} may evict histories (maxmemory-policy {policy}); "
+                f"{self._name} may evict histories (maxmemory-policy {policy}); "
                 "run `CONFIG SET maxmemory-policy noeviction`"
             )
 
     def _shard(self, user_id: str) -> int:
-        return xxhash.xxh3_64_intdigest(user_id.encode()) % self._config.shards
+        return xxhash.xxh3_64_intdigest(user_id.encode("utf-8", "surrogatepass")) % self._config.shards
 
     @staticmethod
     def _tag(shard: int) -> bytes:
         return b"{s%d}" % shard
 
-    def _position_key(self, shard: int, topic: str, partition: int) -> bytes:
-        return self._tag(shard) + b"p" + topic.encode() + b":%d" % partition
+    def _position_key(self, shard: int, place: Place) -> bytes:
+        return self._tag(shard) + b"p" + place[0].encode() + b":%d" % place[1]
 
     def _partitions_key(self, topic: str) -> bytes:
         return b"{hymirec}partitions:" + topic.encode()
 
+    def _learn(self, place: Place) -> Position | None:
+        """Read the positions of all shards; the lowest is the partition's, None while a shard has none."""
+        pipe = self._redis.pipeline(transaction=False)
+        for shard in range(self._config.shards):
+            pipe.get(self._position_key(shard, place))
+        name = f"position of {place[0]}[{place[1]}]"
+        known = [None if value is None else unpack_position(value, name) for value in pipe.execute()]
+        stored = [position for position in known if position is not None]
+        lowest = min(stored, key=lambda position: position.offset) if len(stored) == len(known) else None
+        self._known[place], self._next[place] = known, lowest
+        return lowest
+
     def positions(self, topic: str) -> dict[int, Position]:
         """Lowest position over the shards: everything before it is applied everywhere."""
-        with self._guarded():
+        with self._lock, self._guarded():
             partitions = sorted(int(p) for p in self._redis.smembers(self._partitions_key(topic)))
-            found: dict[int, Position] = {}
-            for partition in partitions:
-                pipe = self._redis.pipeline(transaction=False)
-                for shard in range(self._config.shards):
-                    pipe.get(self._position_key(shard, topic, partition))
-                stored = [unpack_position(v, f"position of {topic}") for v in pipe.execute() if v is not None]
-                if len(stored) == self._config.shards:
-                    found[partition] = min(stored, key=lambda position: position.offset)
-            return found
+            found = {partition: self._learn((topic, partition)) for partition in partitions}
+        return {partition: position for partition, position in found.items() if position is not None}
 
     def apply(self, batch: PartitionBatch) -> ApplyResult:
         """See `HistoryStore.apply`; a shard that is ahead of `expected` skips what it has."""
@@ -86,69 +121,108 @@ class RedisStore:
         for entry in batch.entries:
             by_shard.setdefault(self._shard(entry.user_id), []).append(entry)
         place = (batch.topic, batch.partition)
-        lag = batch.next_offset - self._idle.get(place, -IDLE_LAG)
-        everyone = batch.expected is None or lag >= IDLE_LAG or place not in self._idle
         result = ApplyResult()
-        with self._guarded():
-            if batch.expected is None:
-                self._redis.sadd(self._partitions_key(batch.topic), batch.partition)
-            for shard in range(self._config.shards) if everyone else sorted(by_shard):
-                part = self._apply_shard(shard, batch, by_shard.get(shard, []))
-                result.applied += part.applied
-                result.duplicates += part.duplicates
-                result.erased += part.erased
-                result.users += part.users
-        if everyone:
-            self._idle[place] = batch.next_offset
+        with self._lock:
+            try:
+                with self._guarded():
+                    if place not in self._next:
+                        self._redis.sadd(self._partitions_key(batch.topic), batch.partition)
+                        self._learn(place)
+                    check_topic(batch, self._next[place])
+                    check_expected(batch, self._next[place])
+                    for shard, entries in sorted(by_shard.items()):
+                        _add(result, self._apply_shard(shard, batch, entries))
+                    self._move(batch, [shard for shard in range(self._config.shards) if shard not in by_shard])
+            except BaseException:
+                # Whatever went wrong, only the server knows now how far each shard is.
+                self._known.pop(place, None)
+                self._next.pop(place, None)
+                raise
+            self._next[place] = Position(batch.topic_id, batch.next_offset)
         return result
 
     def _apply_shard(self, shard: int, batch: PartitionBatch, entries: Sequence[Entry]) -> ApplyResult:
-        key = self._position_key(shard, batch.topic, batch.partition)
-        tag = self._tag(shard)
+        place = (batch.topic, batch.partition)
+        key, tag = self._position_key(shard, place), self._tag(shard)
+        known = self._known[place][shard]
+        if known is not None and known.offset >= batch.next_offset:
+            return ApplyResult()
+        fresh = [entry for entry in entries if known is None or entry.offset >= known.offset]
+        users = {entry.user_id for entry in fresh}
+        # A user may have events in two partitions (after some were added), so another writer may change the same user.
+        watched = [key, *(tag + k for user in users for k in (head_key(user), tombstone_key(user)))]
+        moved = Position(batch.topic_id, batch.next_offset)
         for _ in range(ATTEMPTS):
             with self._redis.pipeline(transaction=True) as pipe:
-                pipe.watch(key)
-                value = pipe.get(key)
-                stored = None if value is None else unpack_position(value, f"position of {batch.topic}")
-                check_topic(batch, stored)
-                if stored is not None and stored.offset >= batch.next_offset:
-                    return ApplyResult()
-                changes = Changes()
-
-                def get_many(keys: Sequence[bytes], pipe: Any = pipe, tag: bytes = tag) -> Sequence[bytes | None]:
-                    values: list[bytes | None] = pipe.mget([tag + k for k in keys]) if keys else []
-                    return values
-
-                appender = Appender(get_many, self._config.max_events, self._config.dedup_horizon)
-                fresh = [entry for entry in entries if stored is None or entry.offset >= stored.offset]
-                result = appender.apply(fresh, changes)
+                pipe.watch(*watched)
+                self._fence(batch, shard, known, pipe.get(key))
+                changes, result = self._changes(pipe, tag, batch, fresh)
                 pipe.multi()
                 for gone in changes.deletes:
                     pipe.delete(tag + gone)
                 for name, content in changes.puts.items():
                     pipe.set(tag + name, content)
-                pipe.set(key, pack_position(Position(batch.topic_id, batch.next_offset)))
+                pipe.set(key, pack_position(moved))
                 try:
                     pipe.execute()
-                    return result
                 except redis.exceptions.WatchError:
                     continue
-        raise PositionConflictError(
-            f"{batch.topic}[{batch.partition}], shard {shard}: the position moved {ATTEMPTS} times while this batch "
-            "was applied; another writer owns this partition. Read the position again and go on from there"
-        )
+            self._known[place][shard] = moved
+            return result
+        raise _conflict(batch, shard, f"its users changed {ATTEMPTS} times while this batch was applied")
+
+    def _changes(
+        self, pipe: Any, tag: bytes, batch: PartitionBatch, entries: Sequence[Entry]
+    ) -> tuple[Changes, ApplyResult]:
+        def get_many(keys: Sequence[bytes]) -> Sequence[bytes | None]:
+            values: list[bytes | None] = pipe.mget([tag + key for key in keys]) if keys else []
+            return values
+
+        changes = Changes()
+        appender = Appender(get_many, self._config.max_events, self._config.dedup_horizon)
+        return changes, appender.apply(batch, entries, changes)
+
+    def _fence(self, batch: PartitionBatch, shard: int, known: Position | None, value: bytes | None) -> None:
+        stored = None if value is None else unpack_position(value, f"position of {batch.topic}")
+        check_topic(batch, stored)
+        if stored != known:
+            have = "none" if stored is None else stored.offset
+            want = "none" if known is None else known.offset
+            raise _conflict(batch, shard, f"expected position {want}, the store has {have}")
+
+    def _move(self, batch: PartitionBatch, shards: Sequence[int]) -> None:
+        """Move the position of shards that the batch has nothing for; one round trip for all."""
+        place = (batch.topic, batch.partition)
+        moved = Position(batch.topic_id, batch.next_offset)
+        pipe = self._redis.pipeline(transaction=False)
+        behind: list[int] = []
+        for shard in shards:
+            key, known = self._position_key(shard, place), self._known[place][shard]
+            if known is None:
+                pipe.eval(START_POSITION, 1, key, pack_position(moved))
+            elif known.offset < moved.offset:
+                check_topic(batch, known)
+                pipe.eval(MOVE_POSITION, 1, key, pack_position(known), pack_position(moved))
+            else:
+                continue
+            behind.append(shard)
+        for shard, done in zip(behind, pipe.execute() if behind else [], strict=True):
+            if not done:
+                raise _conflict(batch, shard, "the position is not the one this writer knows")
+            self._known[place][shard] = moved
 
     def reset_position(self, topic: str, partition: int, position: Position | None) -> None:
         """See `HistoryStore.reset_position`; all shards alike."""
-        with self._guarded():
+        place = (topic, partition)
+        with self._lock, self._guarded():
             self._redis.sadd(self._partitions_key(topic), partition)
             for shard in range(self._config.shards):
-                key = self._position_key(shard, topic, partition)
                 if position is None:
-                    self._redis.delete(key)
+                    self._redis.delete(self._position_key(shard, place))
                 else:
-                    self._redis.set(key, pack_position(position))
-        self._idle.pop((topic, partition), None)
+                    self._redis.set(self._position_key(shard, place), pack_position(position))
+            self._known.pop(place, None)
+            self._next.pop(place, None)
 
     def read(self, user_id: str, limit: int | None = None) -> History:
         """See `HistoryStore.read`: head and pages are read in one transaction, repeated if the head moved before it."""
@@ -165,24 +239,31 @@ class RedisStore:
                     return history_of(user_id, pages, self._config.max_events, limit)
         raise StoreUnavailableError(f"the history of user {user_id!r} changed {ATTEMPTS} times while it was read")
 
-    def _guarded(self) -> _Guard:
-        return _Guard(self._url)
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Any trouble with the server is StoreUnavailableError."""
+        try:
+            yield
+        except redis.exceptions.RedisError as e:
+            raise StoreUnavailableError(
+                f"{self._name} does not answer as it should: {e}. Mend or start it; the writer goes on by itself"
+            ) from e
 
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
 
 
-class _Guard:
-    """Turns connection errors into StoreUnavailableError."""
+def _add(total: ApplyResult, part: ApplyResult) -> None:
+    total.applied += part.applied
+    total.duplicates += part.duplicates
+    total.erased += part.erased
+    total.suppressed += part.suppressed
+    total.users += part.users
 
-    def __init__(self, url: str) -> None:
-        self._url = url
 
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, CONNECTION_ERRORS):
-            raise StoreUnavailableError(
-                f"Redis at {self._url} does not answer: {error}. Start it again; the writer goes on by itself"
-            ) from error
+def _conflict(batch: PartitionBatch, shard: int, why: str) -> PositionConflictError:
+    return PositionConflictError(
+        f"{batch.topic}[{batch.partition}], shard {shard}: {why}; another writer owns this partition, or the server "
+        "lost writes. Read the position again and go on from there"
+    )

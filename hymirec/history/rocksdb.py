@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 from rocksdict import AccessType, Options, Rdict, WriteBatch, WriteOptions
 
 from hymirec.config import HistoryConfig
-from hymirec.errors import StoreUnavailableError
+from hymirec.errors import HistoryError, StoreDamagedError, StoreUnavailableError
 from hymirec.history.embedded import EmbeddedStore
 from hymirec.history.pages import Changes
 
@@ -19,43 +20,63 @@ class RocksDBStore(EmbeddedStore):
     def __init__(self, config: HistoryConfig, read_only: bool = False) -> None:
         assert config.path is not None
         self._path = Path(config.path)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._read_only = read_only
+        self._write = WriteOptions()
+        self._write.sync = config.sync
+        self._failed = False
+        self._db = self._open()
+        super().__init__(config)
+
+    def _open(self) -> Rdict:
         options = Options(raw_mode=True)
-        options.create_if_missing(not read_only)
-        access = AccessType.read_only() if read_only else AccessType.read_write()
+        options.create_if_missing(not self._read_only)
+        access = AccessType.read_only() if self._read_only else AccessType.read_write()
         try:
-            self._db = Rdict(str(self._path), options=options, access_type=access)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            return Rdict(str(self._path), options=options, access_type=access)
         except Exception as e:
             # rocksdict raises plain Exception for everything.
+            if _damaged(e):
+                raise self._trouble(e, "opened") from e
             why = "another process has it open" if "lock" in str(e).lower() else str(e)
             raise StoreUnavailableError(
                 f"the history store at {self._path} cannot be opened: {why}. It has one writer; stop the other "
                 "service, or give this one another history.path"
             ) from e
-        self._write = WriteOptions()
-        self._write.sync = config.sync
-        super().__init__(config)
+
+    def _trouble(self, error: Exception, what: str) -> HistoryError:
+        if _damaged(error):
+            return StoreDamagedError(
+                f"the history store at {self._path} cannot be {what}: {error}. Restore the directory from a copy, or "
+                "move it away and restart the history writer: it is built again from the log"
+            )
+        return StoreUnavailableError(
+            f"the history store at {self._path} cannot be {what}: {error}. Free space or mend the disk; the history "
+            "writer goes on by itself at the stored position"
+        )
 
     def _get_many(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        self._reopen_after_failure()
         try:
-            values: list[bytes | None] = list(self._db.get(list(keys)) or ())
+            return cast("list[bytes | None]", self._db.get(list(keys)))
         except Exception as e:
-            raise StoreUnavailableError(f"the history store at {self._path} cannot be read: {e}") from e
-        return values
+            raise self._trouble(e, "read") from e
 
     def _scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        iterator = self._db.iter()
-        iterator.seek(prefix)
-        while iterator.valid():
-            key = iterator.key()
-            if not key.startswith(prefix):
-                break
-            yield key, iterator.value()
-            iterator.next()
-        # A damaged block ends an iteration early without an error; only the status tells.
-        iterator.status()
+        self._reopen_after_failure()
+        try:
+            iterator = self._db.iter()
+            iterator.seek(prefix)
+            while iterator.valid() and iterator.key().startswith(prefix):
+                yield iterator.key(), iterator.value()
+                iterator.next()
+            # A damaged block ends an iteration early without an error; only the status tells.
+            iterator.status()
+        except Exception as e:
+            raise self._trouble(e, "read") from e
 
     def _commit(self, changes: Changes) -> None:
+        self._reopen_after_failure()
         batch = WriteBatch(raw_mode=True)
         for key in changes.deletes:
             batch.delete(key)
@@ -64,11 +85,21 @@ class RocksDBStore(EmbeddedStore):
         try:
             self._db.write(batch, write_opt=self._write)
         except Exception as e:
-            raise StoreUnavailableError(
-                f"the history store at {self._path} cannot be written: {e}. Free space or repair the disk, then "
-                "restart the history writer: it goes on at the stored position"
-            ) from e
+            self._failed = True
+            raise self._trouble(e, "written") from e
+
+    def _reopen_after_failure(self) -> None:
+        """After a failed write RocksDB refuses all writes, also when space is back, until it is opened again."""
+        if self._failed:
+            self._db.close()
+            self._db = self._open()
+            self._failed = False
 
     def close(self) -> None:
         """Flush and release the lock."""
-        self._db.close()
+        with self._lock:
+            self._db.close()
+
+
+def _damaged(error: Exception) -> bool:
+    return "corruption" in str(error).lower() or "checksum" in str(error).lower()

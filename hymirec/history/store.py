@@ -20,7 +20,10 @@ class Position:
 
 @dataclass(frozen=True)
 class Entry:
-    """One usable message: an event of a user, or (`key` None) the erasure of the user."""
+    """One usable message: an event of a user, or (`key` None) the erasure of the user.
+
+    `log_ms` is when the log took the message, in milliseconds since 1970; 0 when the log does not say.
+    """
 
     offset: int
     user_id: str
@@ -28,6 +31,7 @@ class Entry:
     ts: int = 0
     action: int = 0
     event_hash: int = 0
+    log_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,12 @@ class PartitionBatch:
 
 @dataclass
 class ApplyResult:
-    """What a batch did. `users` were touched by it."""
+    """What a batch did. `users` were touched by it; `suppressed` events were older than the erasure of their user."""
 
     applied: int = 0
     duplicates: int = 0
     erased: int = 0
+    suppressed: int = 0
     users: list[str] = field(default_factory=list)
 
 
@@ -67,6 +72,11 @@ class History:
     ts: NDArray[np.int64]
     actions: NDArray[np.uint8]
     count: int
+
+    @property
+    def as_of(self) -> int | None:
+        """Time of the newest event, in seconds; None for an empty history."""
+        return int(self.ts[-1]) if len(self.ts) else None
 
     def __len__(self) -> int:
         return len(self.keys)
