@@ -331,7 +331,14 @@ class ServiceConfig(Config):
     max_recommender_replicas: int = Field(1, ge=1, description="most replicas of the recommender (autoscaling)")
     writer_replicas: int = Field(1, ge=1, description="history writers; more than one needs redis and Kafka")
     threads: int = Field(1, ge=1, description="torch and faiss threads in one recommender replica")
+    host: str = Field("127.0.0.1", description="where HTTP listens; must be what http_options.host of the YAML says")
     token_file: str | None = Field(None, description="file with `scope token` lines; required beyond loopback")
+
+    @model_validator(mode="after")
+    def _guarded(self) -> ServiceConfig:
+        if self.host not in ("127.0.0.1", "localhost", "::1") and not self.token_file:
+            raise ValueError(f"host={self.host} is beyond loopback and needs token_file (scopes read, write, erase, admin)")
+        return self
 
     @model_validator(mode="after")
     def _writers(self) -> ServiceConfig:

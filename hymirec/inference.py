@@ -219,7 +219,8 @@ class HyMiRec:
                 torch.ones(1, len(items), dtype=torch.bool),
                 torch.tensor([now]),
             )
-        return np.asarray(found.float().cpu().numpy(), np.float32)
+        numbers: NDArray[np.float32] = found.float().cpu().numpy()
+        return numbers
 
     def _item(self, index: int, score: float, interest: int | None) -> Recommendation:
         catalog = self.bundle.catalog
