@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hymirec.evaluation import ranking
+from hymirec.recommender import ranking
 from hymirec.evaluation.bootstrap import interval, paired_p_value
 from hymirec.evaluation.metrics import means, per_user
-from hymirec.evaluation.ranking import target_ranks
+from hymirec.recommender.ranking import target_ranks
 
 
 def test_one_target_a_user_by_hand() -> None:

@@ -1,0 +1,6 @@
+"""Models to compare with, one file each, all with the contract `Baseline`."""
+
+from hymirec.recommender.baselines.contract import Baseline, History
+from hymirec.recommender.baselines.popularity import Popularity, RecentPopularity
+
+__all__ = ["Baseline", "History", "Popularity", "RecentPopularity"]

@@ -1,0 +1,323 @@
+"""The hybrid model: light recommender over codes, LLM over recent items, several interests out.
+
+    long history --codes--> light tower --> coarse interests
+    [coarse + indicator ; start ; recent items ; queries] --> LLM --> refined interests r_0 .. r_{S-1}
+
+r_0 is the LLM's state at the last item, r_j = state at the last item + head_j(state at query j): a fresh query lags an
+item token, which carries its own embedding, so the others start from the trunk. All are unit vectors of item space.
+
+Padding: recent items stand on the left of their row and padding on the right in training; `interests` takes either
+side. `coarse` takes padding anywhere. Results do not depend on padding or batch size beyond rounding (1e-5).
+
+B batch  T recent items  P = T + 1 prefixes  E long events  Q coarse  A anchors  S interests  W item width
+H hidden width (of the LLM, or of the light tower for coarse)  N catalogue  L layers  K centroids
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from hymirec.codebook.table import ItemCodes
+from hymirec.config import RecommenderConfig, parse
+from hymirec.errors import ArtifactMissingError, ModelError
+from hymirec.recommender.items import ItemEmbedder
+from hymirec.recommender.light import LightTower
+from hymirec.recommender.llm import empty_llm
+from hymirec.recommender.masks import TimeBias, additive, pack
+from hymirec.recommender.objective import Objective, objective_losses
+from hymirec.recommender.ticks import BUCKETS, NO_AGE, age_buckets
+
+SERVING_FILE = "item_vectors.safetensors"
+
+
+class HybridConfig(PreTrainedConfig):
+    """`recommender` is the RecommenderConfig as plain values; `llm` the Hugging Face config of the LLM."""
+
+    model_type = "hymirec_hybrid"
+
+    def __init__(
+        self,
+        items: int = 1,
+        content_width: int = 8,
+        recommender: dict[str, Any] | None = None,
+        llm: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.items = items
+        self.content_width = content_width
+        self.recommender = recommender or {}
+        self.llm = llm or {}
+        super().__init__(**kwargs)
+
+
+class HybridModel(PreTrainedModel):
+    """See the module's docstring. `attach_*` gives it the tables that are artifacts of their own."""
+
+    config_class = HybridConfig
+    base_model_prefix = "hybrid"
+    main_input_name = "items"
+
+    codes_NL: Tensor
+    magnitudes_NL: Tensor
+    codebook_LKX: Tensor
+    table_NW: Tensor
+
+    def __init__(self, config: HybridConfig) -> None:
+        super().__init__(config)
+        settings = parse(RecommenderConfig, config.recommender, "recommender config of the model")
+        self.settings = settings
+        item, light, dmil = settings.item, settings.light, settings.dmil
+        self.llm = empty_llm(config.llm, settings.llm.gradient_checkpointing)
+        hidden, heads = self.llm.config.hidden_size, self.llm.config.num_attention_heads
+        self.items = ItemEmbedder(config.items, item.width, config.content_width, item.text, item.ids)
+        self.coarse_count = light.queries if light.enabled else 0
+        self.light = (
+            LightTower(config.content_width, light.hidden_size, light.layers, light.heads, light.queries, light.dropout)
+            if light.enabled
+            else None
+        )
+        self.coarse_in = nn.Linear(light.hidden_size, hidden) if light.enabled else None
+        self.indicator_H = nn.Parameter(torch.zeros(hidden)) if settings.llm.indicator and light.enabled else None
+        self.start_H = nn.Parameter(torch.empty(hidden))
+        self.item_in = nn.Linear(item.width, hidden, bias=False)
+        self.state_out = nn.Linear(hidden, item.width, bias=False)
+        self.time_bias = TimeBias(heads) if settings.llm.time else None
+        self.gap = nn.Embedding(BUCKETS, hidden) if settings.llm.time else None
+        self.query_JH = nn.Parameter(torch.empty(dmil.interests - 1, hidden))
+        self.heads = nn.ModuleList([nn.Linear(hidden, item.width) for _ in range(dmil.interests - 1)])
+        self.log_scale = nn.Parameter(torch.tensor(settings.scale).log())
+        self.dropout = nn.Dropout(settings.llm.dropout)
+        for name in ("codes_NL", "magnitudes_NL", "codebook_LKX", "table_NW"):
+            self.register_buffer(name, torch.empty(0), persistent=False)
+        self._codebook_projected = False
+        if settings.llm.freeze:
+            self.llm.requires_grad_(False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: the LLM and the light tower initialise themselves, the rest is `reset_parameters`."""
+
+    def reset_parameters(self) -> None:
+        """Fresh weights around the LLM, from torch's current random state.
+
+        Item space passes through the LLM's residual stream unchanged at first (identity in and out), so an untrained
+        model answers with the neighbours of the last item.
+        """
+        nn.init.eye_(self.item_in.weight)
+        nn.init.eye_(self.state_out.weight)
+        # A unit vector has entries of W^-1/2; the LLM's blocks expect entries near 1.
+        with torch.no_grad():
+            self.item_in.weight.mul_(self.settings.item.width**0.5)
+        nn.init.normal_(self.start_H, std=0.5)
+        nn.init.normal_(self.query_JH, std=0.5)
+        if self.coarse_in is not None:
+            nn.init.normal_(self.coarse_in.weight, std=self.coarse_in.in_features**-0.5)
+            nn.init.zeros_(self.coarse_in.bias)
+        if self.gap is not None:
+            nn.init.zeros_(self.gap.weight)
+        for head in self.heads:
+            for parameter in head.parameters():
+                nn.init.zeros_(parameter)
+        if self.items.residual is not None:
+            nn.init.normal_(self.items.residual, std=self.settings.item.width**-0.5)
+        if self.items.projection is not None:
+            nn.init.normal_(self.items.projection, std=self.settings.item.width**-0.5)
+
+    # --- tables from other artifacts -------------------------------------------------------------------------------
+
+    def attach_content(self, content_ND: Tensor) -> None:
+        """Content embeddings, for training (and for `item_vectors` before a table is attached)."""
+        self.items.attach(content_ND)
+
+    def attach_codes(self, codes: ItemCodes, codebook_LKX: Tensor, projected: bool = False) -> None:
+        """Codes of all items with the codebook: in content space (X = D) or as this light tower sees it (X = H).
+
+        Raises ModelError when they are of another catalogue.
+        """
+        if len(codes) != self.config.items:
+            raise ModelError(
+                f"expected codes of {self.config.items} items, got {len(codes)}; use codes and recommender of one run"
+            )
+        device = self.start_H.device
+        self.codes_NL = torch.from_numpy(codes.codes_NL.astype("int32")).to(device)
+        self.magnitudes_NL = torch.from_numpy(codes.magnitudes_NL.astype("float32")).to(device)
+        self.codebook_LKX = codebook_LKX.to(device)
+        self._codebook_projected = projected
+
+    def attach_item_vectors(self, table_NW: Tensor) -> None:
+        """The final table of item vectors; from here on content embeddings are not needed.
+
+        Raises ModelError for a table of another shape.
+        """
+        if table_NW.shape != (self.config.items, self.settings.item.width):
+            raise ModelError(
+                f"expected item vectors of shape ({self.config.items}, {self.settings.item.width}), got "
+                f"{tuple(table_NW.shape)}; use the recommender directory as one piece"
+            )
+        self.table_NW = table_NW.to(self.start_H.device)
+
+    def save_serving(self, directory: Path) -> None:
+        """Write the item vectors and the projected codebook, all that serving needs beside weights and codes."""
+        with torch.no_grad():
+            tensors = {"item_vectors": self.item_vectors().float().cpu().contiguous()}
+            if self.light is not None:
+                projected = self.codebook_LKX if self._codebook_projected else self.light.project(self.codebook_LKX)
+                tensors["projected_codebook"] = projected.float().cpu().contiguous()
+        save_file(tensors, directory / SERVING_FILE)
+
+    @classmethod
+    def open(cls, directory: Path, codes: ItemCodes) -> HybridModel:
+        """A model ready to serve and to evaluate, in eval mode: weights, item vectors, projected codebook, codes.
+
+        Raises ArtifactMissingError when a file is not there.
+        """
+        path = directory / SERVING_FILE
+        for needed in (directory / "config.json", directory / "model.safetensors", path):
+            if not needed.is_file():
+                raise ArtifactMissingError(f"{needed} is not there; run the recommender step")
+        loaded: Any = cls
+        model: HybridModel = loaded.from_pretrained(directory)
+        tensors = load_file(path)
+        model.attach_item_vectors(tensors["item_vectors"])
+        if model.light is not None:
+            model.attach_codes(codes, tensors["projected_codebook"], projected=True)
+        model.eval()
+        return model
+
+    # --- inference -------------------------------------------------------------------------------------------------
+
+    def item_vectors(self) -> Tensor:
+        """Unit vectors (N, W) of all items; the attached table when there is one."""
+        return self.table_NW if len(self.table_NW) else self.items()
+
+    def coarse(self, items_BE: Tensor, ts_BE: Tensor, mask_BE: Tensor, now_B: Tensor) -> Tensor:
+        """Coarse interests (B, Q, H of the light tower) of long histories; (B, 0, H) when the tower is off.
+
+        The long history is what lies before the recent items. `now_B` is the time of the FIRST RECENT item (of the
+        request, when there is none): coarse interests then do not change between two requests as long as the boundary
+        stays where it is, and a cached value is exact. Times are int64 seconds. `mask_BE` is True for an event;
+        padding may stand anywhere, and only the newest `light.max_history` events should be passed.
+        """
+        if self.light is None:
+            return self.start_H.new_zeros(len(items_BE), 0, self.settings.light.hidden_size)
+        if not len(self.codes_NL):
+            raise ModelError("coarse interests need the items' codes: call attach_codes() first")
+        safe = items_BE.masked_fill(~mask_BE, 0)
+        coarse: Tensor = self.light(
+            self.codes_NL[safe].long(),
+            self.magnitudes_NL[safe],
+            age_buckets(now_B[:, None], ts_BE),
+            mask_BE,
+            self.codebook_LKX,
+            self._codebook_projected,
+        )
+        return coarse
+
+    def interests(self, coarse_BQH: Tensor, items_BT: Tensor, ts_BT: Tensor, mask_BT: Tensor, now_B: Tensor) -> Tensor:
+        """Interests (B, S, W), unit vectors, of a request at `now_B` after the recent items (oldest first).
+
+        At most `llm.recent` items, padded on either side; T may be 0. A row without any item is answered from the
+        coarse interests alone.
+        """
+        order = mask_BT.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+        items, ts, mask = (value.gather(1, order) for value in (items_BT, ts_BT, mask_BT))
+        length_B1 = mask.sum(dim=1, keepdim=True)
+        # The request after p items was made when item p + 1 came; the last one is made now.
+        request = torch.cat([ts, now_B[:, None]], dim=1)
+        request = request.scatter(1, length_B1, now_B[:, None])
+        vectors = F.embedding(items.masked_fill(~mask, 0), self.item_vectors())
+        _, interests_BASW = self.refine(coarse_BQH, vectors, ts, mask, request, length_B1)
+        return interests_BASW[:, 0]
+
+    # --- the LLM pass ----------------------------------------------------------------------------------------------
+
+    def refine(
+        self,
+        coarse_BQH: Tensor,
+        vectors_BTW: Tensor,
+        ts_BT: Tensor,
+        mask_BT: Tensor,
+        request_BP: Tensor,
+        anchors_BA: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """One packed pass: trunk states (B, P, W) after each prefix and interests (B, A, S, W) at the anchors.
+
+        All unit vectors. Items are right-padded; an anchor is a prefix length 0..T; `request_BP[b, p]` is the time of
+        the request after p items.
+        """
+        batch = len(vectors_BTW)
+        anchors, queries = anchors_BA.shape[1], len(self.query_JH)
+        layout = pack(mask_BT, anchors_BA, coarse_BQH.shape[1], queries)
+        prefix_BPH = torch.cat([self.start_H.expand(batch, 1, -1), self.item_in(vectors_BTW)], dim=1)
+        query_BAJH = self.query_JH.expand(batch, anchors, -1, -1)
+        if self.gap is not None:
+            gap_BPH = self.gap(self._gaps(ts_BT, request_BP))
+            prefix_BPH = prefix_BPH + gap_BPH
+            query_BAJH = query_BAJH + gap_BPH[torch.arange(batch)[:, None], anchors_BA][:, :, None]
+        parts = [self._coarse_tokens(coarse_BQH)] if self.coarse_in is not None else []
+        parts += [prefix_BPH, query_BAJH.reshape(batch, anchors * queries, -1)]
+        tokens = self.dropout(torch.cat(parts, dim=1))
+        bias = self.time_bias(layout, ts_BT, request_BP, anchors_BA) if self.time_bias is not None else None
+        hidden_BXH = self.llm(
+            inputs_embeds=tokens,
+            attention_mask=additive(layout, bias, tokens.dtype),
+            position_ids=layout.position_BX,
+            use_cache=False,
+        ).last_hidden_state
+        state_BPW = self.state_out(hidden_BXH[:, layout.start : layout.first_query])
+        last_BAW = state_BPW[torch.arange(batch)[:, None], anchors_BA]
+        asked_BAJH = hidden_BXH[:, layout.first_query :].reshape(batch, anchors, queries, -1)
+        others = [last_BAW + head(asked_BAJH[:, :, j]) for j, head in enumerate(self.heads)]
+        interests_BASW = torch.stack([last_BAW, *others], dim=2)
+        return F.normalize(state_BPW, dim=-1), F.normalize(interests_BASW, dim=-1)
+
+    def _coarse_tokens(self, coarse_BQH: Tensor) -> Tensor:
+        assert self.coarse_in is not None
+        tokens: Tensor = self.coarse_in(coarse_BQH)
+        return tokens if self.indicator_H is None else tokens + self.indicator_H
+
+    @staticmethod
+    def _gaps(ts_BT: Tensor, request_BP: Tensor) -> Tensor:
+        """Bucket (B, P) of the time from the last item of each prefix to its request; the empty prefix has none."""
+        none = torch.full_like(request_BP[:, :1], NO_AGE)
+        return torch.cat([none, age_buckets(request_BP[:, 1:], ts_BT)], dim=1)
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Losses of one micro-batch (see `batches.training_batch` for its keys): "loss" and scalar diagnostics."""
+        coarse = self.coarse(batch["long_items"], batch["long_ts"], batch["long_mask"], batch["boundary"])
+        catalogue_NW = self.items() if "negatives" not in batch else None
+
+        def vectors(index: Tensor) -> Tensor:
+            safe = index.clamp(min=0)
+            return self.items(safe) if catalogue_NW is None else F.embedding(safe, catalogue_NW)
+
+        state_BPW, interests_BASW = self.refine(
+            coarse, vectors(batch["items"]), batch["ts"], batch["mask"], batch["request"], batch["anchors"]
+        )
+        negatives_M = batch["negatives"].reshape(-1) if "negatives" in batch else None
+        return objective_losses(
+            Objective(
+                candidates_MW=vectors(negatives_M) if negatives_M is not None else self._whole(catalogue_NW),
+                candidate_ids_M=negatives_M,
+                scale=self.log_scale.exp().clamp(max=100.0),
+                settings=self.settings,
+            ),
+            state_BPW,
+            interests_BASW,
+            batch,
+            vectors,
+        )
+
+    @staticmethod
+    def _whole(catalogue_NW: Tensor | None) -> Tensor:
+        assert catalogue_NW is not None
+        return catalogue_NW

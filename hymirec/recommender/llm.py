@@ -1,0 +1,84 @@
+"""The causal LM inside the recommender: a tiny Llama by config, or any Hugging Face model, through `inputs_embeds`.
+
+The token embeddings are cut away (no text enters here), and the padded 4-D mask and position ids come from `masks`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, LlamaConfig, PreTrainedConfig, PreTrainedModel
+
+from hymirec.config import LLMConfig
+from hymirec.errors import ConfigError
+from hymirec.pretrained import pretrained_dir
+
+# What transformers writes into a config but does not take back, or what says nothing about the architecture.
+_NOT_ARCHITECTURE = frozenset({"transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype"})
+
+
+def llm_architecture(config: LLMConfig) -> dict[str, Any]:
+    """The Hugging Face config of the LLM as plain values (with `model_type`), before any weights are read.
+
+    Raises ModelMissingError when the preset's files are not on this machine.
+    """
+    if config.preset == "tiny":
+        made: PreTrainedConfig = LlamaConfig(
+            vocab_size=1,
+            hidden_size=config.hidden_size,
+            intermediate_size=4 * config.hidden_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            max_position_embeddings=4096,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
+            tie_word_embeddings=False,
+        )
+    else:
+        source = pretrained_dir(config.preset, config.model)
+        made = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        made = made.get_text_config()
+    return {key: value for key, value in made.to_dict().items() if key not in _NOT_ARCHITECTURE}
+
+
+def empty_llm(architecture: dict[str, Any], gradient_checkpointing: bool) -> PreTrainedModel:
+    """The LLM's blocks with fresh weights and without its token embeddings.
+
+    Raises ConfigError for a model type that transformers does not know.
+    """
+    values = dict(architecture)
+    kind = values.pop("model_type")
+    try:
+        config = AutoConfig.for_model(kind, **values)
+    except ValueError as e:
+        raise ConfigError(f"recommender.llm: transformers knows no model type {kind!r}; choose another model") from e
+    config.use_cache = False
+    model: PreTrainedModel = AutoModel.from_config(config, attn_implementation="sdpa")
+    cut_tokens(model)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def cut_tokens(model: PreTrainedModel) -> None:
+    """Replace the token embeddings: they would be the largest table of a small LM, and no token enters."""
+    model.set_input_embeddings(nn.Identity())
+
+
+def load_llm_weights(model: PreTrainedModel, config: LLMConfig) -> None:
+    """Copy the pretrained weights of the preset into `model`; nothing to do for `tiny`.
+
+    Raises ModelMissingError when they are not on this machine.
+    """
+    if config.preset == "tiny":
+        return
+    source = pretrained_dir(config.preset, config.model)
+    pretrained = AutoModel.from_pretrained(source, trust_remote_code=False, dtype=torch.float32)
+    cut_tokens(pretrained)
+    with torch.no_grad():
+        weights = dict(pretrained.named_parameters())
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])

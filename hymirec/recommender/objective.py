@@ -1,0 +1,98 @@
+"""What the hybrid model is trained for: the next item everywhere, and several future items at the anchors.
+
+    loss = next_item_weight (L_trunk + L_max) + weight L_DMIL + diversity D
+
+L_trunk: the next item from the trunk's state after every prefix. L_max: the next item at the anchors with the score
+that retrieval uses, the largest cosine over the interests. L_DMIL: the window's targets, each from the interest that
+its group was matched to, with weight decay^i. D: mean squared cosine between interests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hymirec.config import RecommenderConfig
+from hymirec.recommender.dmil import assign_targets
+from hymirec.recommender.losses import Candidates, diversity, overlap
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Candidates (M, W) that targets are told apart from (ids None: the whole catalogue), scale and settings."""
+
+    candidates_MW: Tensor
+    candidate_ids_M: Tensor | None
+    scale: Tensor
+    settings: RecommenderConfig
+
+
+def objective_losses(
+    objective: Objective,
+    state_BPW: Tensor,
+    interests_BASW: Tensor,
+    batch: dict[str, Tensor],
+    vectors: Callable[[Tensor], Tensor],
+) -> dict[str, Tensor]:
+    """The loss and its parts. `vectors` maps item indices to unit vectors."""
+    settings = objective.settings
+    dmil = settings.dmil
+    candidates = Candidates(
+        objective.candidates_MW, objective.candidate_ids_M, objective.scale, settings.mask_false_negatives
+    )
+    known = batch["next"] >= 0
+    trunk = _mean(candidates.losses(state_BPW[known], batch["next"][known], vectors(batch["next"][known])))
+    interests_GSW = interests_BASW.flatten(0, 1)
+    window_GW = batch["window"].flatten(0, 1)
+    out = {
+        "next": trunk,
+        "max": _max_loss(candidates, interests_GSW, window_GW[:, 0], vectors),
+        "dmil": _dmil_loss(candidates, interests_GSW, window_GW, settings, vectors),
+        "diversity": diversity(interests_GSW),
+    }
+    loss = dmil.next_item_weight * out["next"] + dmil.weight * out["dmil"]
+    if interests_GSW.shape[1] > 1:
+        loss = loss + dmil.next_item_weight * out["max"] + dmil.diversity * out["diversity"]
+    return {"loss": loss, **out, "overlap": overlap(interests_GSW), "scale": objective.scale}
+
+
+def _mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
+    if weights is None:
+        return values.sum() / max(1, values.numel())
+    return (values * weights).sum() / weights.sum().clamp(min=1e-9)
+
+
+def _max_loss(
+    candidates: Candidates, interests_GSW: Tensor, target_G: Tensor, vectors: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Next item with score = max over interests, over the whole softmax."""
+    known = target_G >= 0
+    interests, target = interests_GSW[known], target_G[known]
+    own = vectors(target)
+    score = (interests @ candidates.vectors_MW.T).amax(dim=1)
+    own_score = (interests @ own[:, :, None]).squeeze(2).amax(dim=1)
+    return _mean(candidates.losses_of_scores(score, own_score, target, own))
+
+
+def _dmil_loss(
+    candidates: Candidates,
+    interests_GSW: Tensor,
+    window_GW: Tensor,
+    settings: RecommenderConfig,
+    vectors: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Each target of the window from its own interest."""
+    dmil = settings.dmil
+    if dmil.weight == 0:
+        return interests_GSW.new_zeros(())
+    valid_GW = window_GW >= 0
+    target_GWD = vectors(window_GW)
+    owner_GW = assign_targets(interests_GSW, target_GWD.detach(), valid_GW, dmil.lloyd_steps, dmil.matching)
+    weight_W = dmil.decay ** torch.arange(window_GW.shape[1], device=window_GW.device, dtype=target_GWD.dtype)
+    request, spot = valid_GW.nonzero(as_tuple=True)
+    query_RW = interests_GSW[request, owner_GW[request, spot]]
+    losses = candidates.losses(query_RW, window_GW[request, spot], target_GWD[request, spot])
+    return _mean(losses, weight_W[spot])

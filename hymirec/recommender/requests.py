@@ -1,0 +1,68 @@
+"""Answer the requests of a split with a model: interests of many users, in batches of like length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hymirec.catalog.prepared import Sequences
+from hymirec.catalog.schemas import Split
+from hymirec.recommender.batches import request_batch
+from hymirec.recommender.hybrid import HybridModel
+from hymirec.recommender.ranking import target_ranks
+
+
+def users_with_targets(sequences: Sequences, split: Split) -> NDArray[np.int64]:
+    """Rows of the users that have a target in the split, ascending."""
+    lengths = np.diff(sequences.offsets)
+    count = sequences.n_val - sequences.n_train if split == "validation" else lengths - sequences.n_val
+    return np.flatnonzero(count > 0)
+
+
+def split_interests(
+    model: HybridModel, sequences: Sequences, split: Split, users: NDArray[np.int64], batch_users: int
+) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+    """Yield (users (B,), interests (B, S, W)) batch by batch, users sorted by the length of their history."""
+    device = next(model.parameters()).device
+    length = (sequences.n_train if split == "validation" else sequences.n_val)[users]
+    ordered = users[np.argsort(length, kind="stable")]
+    for start in range(0, len(ordered), batch_users):
+        chosen = ordered[start : start + batch_users]
+        batch = {k: v.to(device) for k, v in request_batch(sequences, chosen, split, model.settings).items()}
+        with torch.no_grad():
+            coarse = model.coarse(batch["long_items"], batch["long_ts"], batch["long_mask"], batch["boundary"])
+            yield chosen, model.interests(coarse, batch["items"], batch["ts"], batch["mask"], batch["now"]).float()
+
+
+def split_targets(
+    sequences: Sequences, users: NDArray[np.int64], split: Split, mask_history: bool
+) -> tuple[list[NDArray[np.int32]], list[NDArray[np.int32]]]:
+    """Each user's distinct targets (in order of time) and the items that are not ranked."""
+    targets, masked = [], []
+    for user in users:
+        wanted = sequences.targets(int(user), split)[0]
+        first = np.sort(np.unique(wanted, return_index=True)[1])
+        targets.append(wanted[first])
+        history = sequences.history(int(user), split)[0]
+        masked.append(history if mask_history else history[:0])
+    return targets, masked
+
+
+def split_ranks(
+    model: HybridModel,
+    sequences: Sequences,
+    split: Split,
+    users: NDArray[np.int64],
+    batch_users: int,
+    mask_history: bool,
+) -> Iterator[tuple[NDArray[np.int64], list[NDArray[np.int64]], Tensor]]:
+    """Yield (users, 0-based ranks of each user's targets, interests (B, S, W)) batch by batch."""
+    with torch.no_grad():
+        vectors = model.item_vectors().float()
+        for chosen, interests in split_interests(model, sequences, split, users, batch_users):
+            targets, masked = split_targets(sequences, chosen, split, mask_history)
+            yield chosen, target_ranks(interests, vectors, targets, masked), interests

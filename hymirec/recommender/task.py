@@ -1,0 +1,134 @@
+"""Stage 2 as a training task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hymirec.catalog.prepared import Catalog, Sequences
+from hymirec.catalog.vectors import read_vectors
+from hymirec.codebook.residual import ResidualCodebook
+from hymirec.codebook.table import ItemCodes
+from hymirec.config import PipelineConfig
+from hymirec.errors import DataError
+from hymirec.recommender.batches import chunk_count, epoch_batches, training_batch
+from hymirec.recommender.card import model_card
+from hymirec.recommender.cooccurrence import cooccurrence_vectors, text_projection
+from hymirec.recommender.hybrid import HybridConfig, HybridModel
+from hymirec.recommender.llm import llm_architecture, load_llm_weights
+from hymirec.recommender.negatives import sample_negatives
+from hymirec.recommender.requests import split_ranks, users_with_targets
+
+# Validation after each epoch looks at no more users than this; the evaluation step looks at all.
+VALIDATED_USERS = 10_000
+
+
+class HybridTask:
+    """Trains the hybrid recommender on the training events; validated by NDCG@10, full ranking, history masked."""
+
+    name = "recommender"
+    metric = "ndcg@10"
+
+    def __init__(self, config: PipelineConfig, run_dir: Path) -> None:
+        self._config = config
+        self._settings = config.recommender
+        self._catalog = Catalog.open(run_dir / "data")
+        self._sequences = Sequences.open(run_dir / "data")
+        self._content_ND = torch.from_numpy(read_vectors(run_dir / "embeddings"))
+        self._codes = ItemCodes.open(run_dir / "codes")
+        self._centroids_LKD = ResidualCodebook.from_pretrained(run_dir / "codebook").centroids_LKD
+        if not chunk_count(self._sequences, self._settings.llm.recent):
+            raise DataError(
+                "no user has two training events, so there is no next item to learn; lower "
+                "data.min_user_interactions or bring more interactions"
+            )
+        self._start: np.ndarray | None = None
+
+    def build(self) -> nn.Module:
+        """A seeded model with its tables attached; item vectors start from co-occurrence if the config says so."""
+        torch.manual_seed(self._config.seed)
+        config = HybridConfig(
+            items=self._catalog.size,
+            content_width=self._content_ND.shape[1],
+            recommender=self._settings.model_dump(mode="json"),
+            llm=llm_architecture(self._settings.llm),
+        )
+        model = HybridModel(config)
+        model.reset_parameters()
+        load_llm_weights(model.llm, self._settings.llm)
+        model.attach_content(self._content_ND)
+        model.attach_codes(self._codes, self._centroids_LKD)
+        if self._settings.item.cooccurrence:
+            self._start_from_cooccurrence(model)
+        return model
+
+    def _start_from_cooccurrence(self, model: HybridModel) -> None:
+        item = self._settings.item
+        if self._start is None:
+            self._start = cooccurrence_vectors(self._sequences, self._catalog.size, item.width, item.window)
+        assert model.items.residual is not None
+        with torch.no_grad():
+            model.items.residual.copy_(torch.from_numpy(self._start))
+            if model.items.projection is not None:
+                content = model.items.content_ND.numpy()
+                model.items.projection.copy_(torch.from_numpy(text_projection(content, self._start)))
+
+    def _share(self, world: int) -> int:
+        optim = self._settings.optim
+        return max(1, optim.batch_size // (world * optim.accumulation))
+
+    def steps(self, world: int) -> int:
+        """Micro-batches an epoch on each rank."""
+        return -(-chunk_count(self._sequences, self._settings.llm.recent) // (self._share(world) * world))
+
+    def batches(self, epoch: int, rank: int, world: int) -> Iterator[dict[str, Tensor]]:
+        """See `TrainTask.batches`."""
+        share, seed = self._share(world), self._config.seed
+        rng = np.random.default_rng([seed, 1, epoch])
+        chunks = epoch_batches(self._sequences, self._settings.llm.recent, share, world, rank, rng)
+        each = -(-self._settings.negatives // share)
+        for step, chunk in enumerate(chunks):
+            own = np.random.default_rng([seed, 2, epoch, step, rank])
+            negatives = sample_negatives(own, self._catalog.size, each * len(chunk.user)) if each else None
+            yield training_batch(self._sequences, chunk, self._settings, negatives, own)
+
+    def validate(self, model: nn.Module, rank: int, world: int) -> dict[str, tuple[float, int]]:
+        """NDCG@10 of the validation targets over all users (or a fixed sample of them), and the interests' overlap."""
+        assert isinstance(model, HybridModel)
+        users = users_with_targets(self._sequences, "validation")
+        if len(users) > VALIDATED_USERS:
+            rng = np.random.default_rng([self._config.seed, 3])
+            users = np.sort(rng.choice(users, VALIDATED_USERS, replace=False))
+        mine = users[rank::world]
+        batch, masked = self._config.evaluation.batch_users, self._config.evaluation.mask_history
+        gain, found, cosine = 0.0, 0.0, 0.0
+        for _, ranks, interests in split_ranks(model, self._sequences, "validation", mine, batch, masked):
+            for own in ranks:
+                top = own[own < 10]
+                ideal = (1 / np.log2(np.arange(min(len(own), 10)) + 2)).sum()
+                gain += float((1 / np.log2(top + 2)).sum() / ideal)
+                found += len(top) / len(own)
+            cosine += _mean_overlap(interests) * len(ranks)
+        count = len(mine)
+        return {self.metric: (gain, count), "recall@10": (found, count), "overlap": (cosine, count)}
+
+    def export(self, model: nn.Module, directory: Path) -> None:
+        """Write config.json, model.safetensors, item_vectors.safetensors (what serving needs) and README.md."""
+        assert isinstance(model, HybridModel)
+        directory.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(directory)
+        model.save_serving(directory)
+        (directory / "README.md").write_text(model_card(model, self._catalog.size, len(self._sequences)))
+
+
+def _mean_overlap(interests_BSW: Tensor) -> float:
+    """Mean cosine between two interests of a user; 1 for a single interest."""
+    count = interests_BSW.shape[1]
+    if count == 1:
+        return 1.0
+    gram = interests_BSW @ interests_BSW.transpose(1, 2)
+    return float((gram.sum(dim=(1, 2)) - gram.diagonal(dim1=1, dim2=2).sum(1)).mean() / (count * (count - 1)))
