@@ -73,7 +73,8 @@ class Stage1Model(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.user = UserTower(encoder.width, user_layers, length)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        # One element, not a scalar: DeepSpeed cannot broadcast a tensor without dimensions.
+        self.log_scale = nn.Parameter(torch.tensor([math.log(scale)]))
 
     def items(self, batch: dict[str, Tensor]) -> Tensor:
         """Unit embeddings (U, D) of the items of a batch that `grouped` made."""

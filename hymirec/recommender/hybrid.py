@@ -30,6 +30,7 @@ from hymirec.errors import ArtifactMissingError, ModelError
 from hymirec.recommender.items import ItemEmbedder
 from hymirec.recommender.light import LightTower
 from hymirec.recommender.llm import empty_llm
+from hymirec.recommender.losses import Candidates, Twins
 from hymirec.recommender.masks import TimeBias, additive, pack
 from hymirec.recommender.objective import Objective, objective_losses
 from hymirec.recommender.ticks import BUCKETS, NO_AGE, age_buckets
@@ -92,11 +93,13 @@ class HybridModel(PreTrainedModel):
         self.gap = nn.Embedding(BUCKETS, hidden) if settings.llm.time else None
         self.query_JH = nn.Parameter(torch.empty(dmil.interests - 1, hidden))
         self.heads = nn.ModuleList([nn.Linear(hidden, item.width) for _ in range(dmil.interests - 1)])
-        self.log_scale = nn.Parameter(torch.tensor(settings.scale).log())
+        # One element, not a scalar: DeepSpeed cannot broadcast a tensor without dimensions.
+        self.log_scale = nn.Parameter(torch.tensor([settings.scale]).log())
         self.dropout = nn.Dropout(settings.llm.dropout)
         for name in ("codes_NL", "magnitudes_NL", "codebook_LKX", "table_NW"):
             self.register_buffer(name, torch.empty(0), persistent=False)
         self._codebook_projected = False
+        self._twins: Twins | None = None
         if settings.llm.freeze:
             self.llm.requires_grad_(False)
         self.post_init()
@@ -135,6 +138,9 @@ class HybridModel(PreTrainedModel):
     def attach_content(self, content_ND: Tensor) -> None:
         """Content embeddings, for training (and for `item_vectors` before a table is attached)."""
         self.items.attach(content_ND)
+        threshold = self.settings.mask_false_negatives
+        if self.settings.negatives == 0 and threshold < 1:
+            self._twins = Twins.find(self.items.content_ND, threshold)
 
     def attach_codes(self, codes: ItemCodes, codebook_LKX: Tensor, projected: bool = False) -> None:
         """Codes of all items with the codebook: in content space (X = D) or as this light tower sees it (X = H).
@@ -306,10 +312,14 @@ class HybridModel(PreTrainedModel):
         negatives_M = batch["negatives"].reshape(-1) if "negatives" in batch else None
         return objective_losses(
             Objective(
-                candidates_MW=vectors(negatives_M) if negatives_M is not None else self._whole(catalogue_NW),
-                candidate_ids_M=negatives_M,
-                scale=self.log_scale.exp().clamp(max=100.0),
-                settings=self.settings,
+                Candidates(
+                    vectors(negatives_M) if negatives_M is not None else self._whole(catalogue_NW),
+                    negatives_M,
+                    self.log_scale.exp().clamp(max=100.0),
+                    self.settings.mask_false_negatives,
+                    self._twins,
+                ),
+                self.settings,
             ),
             state_BPW,
             interests_BASW,
