@@ -1,85 +1,183 @@
-"""Contrastive losses on cosines. R rows (query, target)  W width  M candidates  N catalogue  S interests
+"""Contrastive losses on cosines.
 
 The candidates are the whole catalogue (full softmax) or items sampled once a step and shared by all rows. Candidates
-that are the target itself, or lie nearer to it than a threshold, are no negatives: the same product under two ids.
+that are the target itself, or the same product under another id, are no negatives.
+
+R rows (query, target)  S interests of a row  W width  M candidates  N catalogue
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+
+# Cosines that are held at once: they stay in a core's cache, and memory does not grow with rows or catalogue.
+CHUNK_SCORES = 1 << 19
+CHUNK_SCORES_GPU = 1 << 26
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Pairs of items that are one product: `items_T` ascending, and the twin of each, `twins_T`."""
+
+    items_T: Tensor
+    twins_T: Tensor
+
+    @classmethod
+    def find(cls, content_ND: Tensor, threshold: float) -> Twins:
+        """Pairs of different items whose unit content embeddings have a cosine above the threshold."""
+        step = max(1, CHUNK_SCORES // max(1, len(content_ND)))
+        left, right = [], []
+        for start in range(0, len(content_ND), step):
+            near = content_ND[start : start + step] @ content_ND.T > threshold
+            row, column = near.nonzero(as_tuple=True)
+            kept = row + start != column
+            left.append(row[kept] + start)
+            right.append(column[kept])
+        return cls(torch.cat(left), torch.cat(right))
+
+    def of(self, target_R: Tensor) -> tuple[Tensor, Tensor]:
+        """(row, twin) for every twin of every target."""
+        first = torch.searchsorted(self.items_T, target_R)
+        count = torch.searchsorted(self.items_T, target_R, right=True) - first
+        row = torch.arange(len(target_R), device=target_R.device).repeat_interleave(count)
+        within = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count).repeat_interleave(count)
+        return row, self.twins_T[first.repeat_interleave(count) + within]
 
 
 @dataclass(frozen=True)
 class Candidates:
     """What targets are told apart from.
 
-    `vectors_MW` are unit vectors. `ids_M` are their item indices; None means candidate m is item m (full softmax).
-    `scale` multiplies cosines; candidates with a cosine above `threshold` to the target are masked.
+    `vectors_MW` are unit vectors, `ids_M` their item indices (None: candidate m is item m, full softmax). `scale`
+    multiplies cosines. Masked are the target, and beside it: sampled candidates with a cosine above `threshold` to the
+    target; in the full softmax, where that would cost a product as big as the loss itself, the target's `twins`.
     """
 
     vectors_MW: Tensor
     ids_M: Tensor | None
     scale: Tensor
     threshold: float
+    twins: Twins | None = None
 
-    def losses(self, query_RW: Tensor, target_R: Tensor, target_RW: Tensor) -> Tensor:
-        """Cross-entropy (R,) of each query's target among the candidates.
+    def loss(self, query_RSW: Tensor, target_R: Tensor, target_RW: Tensor, weight_R: Tensor | None = None) -> Tensor:
+        """Weighted mean over rows of -log exp(c q.t) / (exp(c q.t) + sum_m exp(c q.n_m)); 0 without rows.
 
-        -log exp(c q.t) / (exp(c q.t) + sum_m exp(c q.n_m)) with unit queries (R, W), target items (R,) and their unit
-        vectors (R, W).
-        Source: HyMiRec, arXiv 2510.13738, L_ctr; scale and cap as in HLLM, arXiv 2409.12740.
+        q.t is the largest cosine over a row's S queries, as in retrieval; with S = 1 it is the plain contrastive loss.
+        Queries (R, S, W), targets' unit vectors (R, W), targets (R,), weights (R,) or None.
+        Source: HyMiRec, arXiv 2510.13738, L_ctr; learnable capped scale as in HLLM, arXiv 2409.12740.
         """
-        return self.losses_of_scores(query_RW @ self.vectors_MW.T, (query_RW * target_RW).sum(1), target_R, target_RW)
+        if not len(target_R):
+            return query_RSW.sum() * 0
+        weight = torch.ones_like(target_RW[:, 0]) if weight_R is None else weight_R
+        weight = weight / weight.sum().clamp(min=1e-9)
+        loss: Tensor = _Contrastive.apply(query_RSW, self.vectors_MW, target_RW, self.scale, target_R, weight, self)
+        return loss
 
-    def losses_of_scores(self, score_RM: Tensor, own_R: Tensor, target_R: Tensor, target_RW: Tensor) -> Tensor:
-        """The same from cosines already at hand: with all candidates (R, M) and with the target (R,)."""
-        logit_RM = score_RM * self.scale
-        near = self._near(target_R, target_RW)
-        if near is not None:
-            logit_RM = logit_RM.masked_fill(near, -torch.inf)
-        if self.ids_M is None:
-            return F.cross_entropy(logit_RM, target_R, reduction="none")
-        # The target is no candidate here: it is added to the denominator.
-        own = own_R * self.scale
-        return torch.logaddexp(own, logit_RM.logsumexp(dim=1)) - own
+    def mask(self, score_RM: Tensor, target_R: Tensor, target_RW: Tensor) -> None:
+        """Put -inf, in place, where a candidate must not count against the target."""
+        if self.ids_M is not None:
+            near = self.ids_M[None, :] == target_R[:, None]
+            if self.threshold < 1:
+                near |= target_RW @ self.vectors_MW.T > self.threshold
+            score_RM.masked_fill_(near, -torch.inf)
+            return
+        score_RM.scatter_(1, target_R[:, None], -torch.inf)
+        if self.twins is not None and len(self.twins.items_T):
+            score_RM[self.twins.of(target_R)] = -torch.inf
 
-    def _near(self, target_R: Tensor, target_RW: Tensor) -> Tensor | None:
-        """True (R, M) where a candidate must not count against the target; None when nothing is to be masked."""
-        with torch.no_grad():
-            if self.ids_M is not None:
-                near = self.ids_M[None, :] == target_R[:, None]
-                return near if self.threshold >= 1 else near | (target_RW @ self.vectors_MW.T > self.threshold)
-            if self.threshold >= 1:
-                return None
-            # One row of the mask belongs to an item, so with fewer items than rows it is cheaper by item.
-            if len(self.vectors_MW) < len(target_R):
-                twins = self.vectors_MW @ self.vectors_MW.T > self.threshold
-                twins.fill_diagonal_(False)
-                return twins[target_R]
-            near = target_RW @ self.vectors_MW.T > self.threshold
-            near[torch.arange(len(target_R), device=near.device), target_R] = False
-            return near
+
+class _Contrastive(torch.autograd.Function):
+    """Loss and all gradients in one sweep over row chunks; the R x M scores never exist as a whole.
+
+    The gradient of a weighted sum of cross-entropies is known as soon as the scores are, so nothing is kept for the
+    backward pass but the gradients themselves. 2.5 times as fast on a CPU as autograd over whole matrices.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_RSW: Tensor,
+        vectors_MW: Tensor,
+        target_RW: Tensor,
+        scale: Tensor,
+        target_R: Tensor,
+        weight_R: Tensor,
+        candidates: Candidates,
+    ) -> Tensor:
+        grads = [torch.zeros_like(t) for t in (query_RSW, vectors_MW, target_RW, scale)]
+        loss = torch.zeros((), dtype=torch.float32, device=query_RSW.device)
+        budget = CHUNK_SCORES_GPU if query_RSW.is_cuda else CHUNK_SCORES
+        step = max(1, budget // (query_RSW.shape[1] * max(1, len(vectors_MW))))
+        for start in range(0, len(target_R), step):
+            rows = slice(start, start + step)
+            part = _Rows(query_RSW[rows], target_RW[rows], target_R[rows], weight_R[rows])
+            loss = loss + _sweep(part, vectors_MW, scale, candidates, rows, grads)
+        ctx.save_for_backward(*grads)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        query, vectors, target, scale = (grad * grad_outputs[0] for grad in ctx.saved_tensors)
+        return query, vectors, target, scale, None, None, None
+
+
+@dataclass(frozen=True)
+class _Rows:
+    query_RSW: Tensor
+    target_RW: Tensor
+    target_R: Tensor
+    weight_R: Tensor
+
+
+def _sweep(
+    rows: _Rows, vectors_MW: Tensor, scale: Tensor, candidates: Candidates, where: slice, grads: list[Tensor]
+) -> Tensor:
+    """Loss of some rows; their gradients are added to `grads` (query, vectors, target, scale)."""
+    grad_query, grad_vectors, grad_target, grad_scale = grads
+    count, interests, _ = rows.query_RSW.shape
+    each = (rows.query_RSW.flatten(0, 1) @ vectors_MW.T).view(count, interests, -1)
+    score_RM, best_RM = each.max(dim=1) if interests > 1 else (each[:, 0], None)
+    own_R, own_best_R = (rows.query_RSW @ rows.target_RW[:, :, None]).squeeze(2).max(dim=1)
+    candidates.mask(score_RM, rows.target_R, rows.target_RW)
+    largest = torch.maximum(score_RM.amax(dim=1), own_R)
+    # exp(scale (score - largest)), in the scores' own memory.
+    share_RM = score_RM.sub_(largest[:, None]).mul_(scale).exp_()
+    own_share = ((own_R - largest) * scale).exp()
+    total = share_RM.sum(dim=1) + own_share
+    losses = total.log() - (own_R - largest) * scale
+    # d loss / d (scale * score): probability for a candidate, probability - 1 for the target.
+    share_RM.mul_((rows.weight_R / total)[:, None])
+    pull_R = (own_share / total - 1) * rows.weight_R
+    row = torch.arange(count, device=own_best_R.device)
+    for interest in range(interests):
+        slope = share_RM if best_RM is None else share_RM.masked_fill(best_RM != interest, 0)
+        query = rows.query_RSW[:, interest]
+        toward = slope @ vectors_MW
+        grad_query[where, interest] += toward * scale
+        grad_vectors.addmm_(slope.T, query * scale)
+        grad_scale += (toward * query).sum()
+    chosen = rows.query_RSW[row, own_best_R]
+    grad_query[where][row, own_best_R] += (pull_R * scale)[:, None] * rows.target_RW
+    grad_target[where] += (pull_R * scale)[:, None] * chosen
+    grad_scale += (pull_R * own_R).sum()
+    return (losses * rows.weight_R).sum().float()
 
 
 def diversity(interests_GSW: Tensor) -> Tensor:
     """Mean squared cosine between two different interests of a request; 0 for a single interest."""
-    count = interests_GSW.shape[1]
-    if count < 2:
-        return interests_GSW.new_zeros(())
-    gram = interests_GSW @ interests_GSW.transpose(1, 2)
-    off = ~torch.eye(count, dtype=torch.bool, device=gram.device)
-    return gram[:, off].square().mean()
+    return _pair_cosines(interests_GSW).square().mean() if interests_GSW.shape[1] > 1 else interests_GSW.new_zeros(())
 
 
 def overlap(interests_GSW: Tensor) -> Tensor:
     """Mean cosine between two different interests of a request; 1 for a single interest."""
-    count = interests_GSW.shape[1]
-    if count < 2:
-        return interests_GSW.new_ones(())
+    return _pair_cosines(interests_GSW).mean() if interests_GSW.shape[1] > 1 else interests_GSW.new_ones(())
+
+
+def _pair_cosines(interests_GSW: Tensor) -> Tensor:
     gram = interests_GSW @ interests_GSW.transpose(1, 2)
-    off = ~torch.eye(count, dtype=torch.bool, device=gram.device)
-    return gram[:, off].mean()
+    off = ~torch.eye(gram.shape[1], dtype=torch.bool, device=gram.device)
+    return gram[:, off]

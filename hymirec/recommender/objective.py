@@ -22,11 +22,9 @@ from hymirec.recommender.losses import Candidates, diversity, overlap
 
 @dataclass(frozen=True)
 class Objective:
-    """Candidates (M, W) that targets are told apart from (ids None: the whole catalogue), scale and settings."""
+    """What targets are told apart from, and the settings."""
 
-    candidates_MW: Tensor
-    candidate_ids_M: Tensor | None
-    scale: Tensor
+    candidates: Candidates
     settings: RecommenderConfig
 
 
@@ -40,41 +38,23 @@ def objective_losses(
     """The loss and its parts. `vectors` maps item indices to unit vectors."""
     settings = objective.settings
     dmil = settings.dmil
-    candidates = Candidates(
-        objective.candidates_MW, objective.candidate_ids_M, objective.scale, settings.mask_false_negatives
-    )
+    candidates = objective.candidates
     known = batch["next"] >= 0
-    trunk = _mean(candidates.losses(state_BPW[known], batch["next"][known], vectors(batch["next"][known])))
+    following = batch["next"][known]
     interests_GSW = interests_BASW.flatten(0, 1)
     window_GW = batch["window"].flatten(0, 1)
+    first = window_GW[:, 0] >= 0
+    target = window_GW[first, 0]
     out = {
-        "next": trunk,
-        "max": _max_loss(candidates, interests_GSW, window_GW[:, 0], vectors),
+        "next": candidates.loss(state_BPW[known][:, None], following, vectors(following)),
+        "max": candidates.loss(interests_GSW[first], target, vectors(target)),
         "dmil": _dmil_loss(candidates, interests_GSW, window_GW, settings, vectors),
         "diversity": diversity(interests_GSW),
     }
     loss = dmil.next_item_weight * out["next"] + dmil.weight * out["dmil"]
     if interests_GSW.shape[1] > 1:
         loss = loss + dmil.next_item_weight * out["max"] + dmil.diversity * out["diversity"]
-    return {"loss": loss, **out, "overlap": overlap(interests_GSW), "scale": objective.scale}
-
-
-def _mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
-    if weights is None:
-        return values.sum() / max(1, values.numel())
-    return (values * weights).sum() / weights.sum().clamp(min=1e-9)
-
-
-def _max_loss(
-    candidates: Candidates, interests_GSW: Tensor, target_G: Tensor, vectors: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Next item with score = max over interests, over the whole softmax."""
-    known = target_G >= 0
-    interests, target = interests_GSW[known], target_G[known]
-    own = vectors(target)
-    score = (interests @ candidates.vectors_MW.T).amax(dim=1)
-    own_score = (interests @ own[:, :, None]).squeeze(2).amax(dim=1)
-    return _mean(candidates.losses_of_scores(score, own_score, target, own))
+    return {"loss": loss, **out, "overlap": overlap(interests_GSW), "scale": candidates.scale}
 
 
 def _dmil_loss(
@@ -94,5 +74,4 @@ def _dmil_loss(
     weight_W = dmil.decay ** torch.arange(window_GW.shape[1], device=window_GW.device, dtype=target_GWD.dtype)
     request, spot = valid_GW.nonzero(as_tuple=True)
     query_RW = interests_GSW[request, owner_GW[request, spot]]
-    losses = candidates.losses(query_RW, window_GW[request, spot], target_GWD[request, spot])
-    return _mean(losses, weight_W[spot])
+    return candidates.loss(query_RW[:, None], window_GW[request, spot], target_GWD[request, spot], weight_W[spot])
