@@ -23,7 +23,11 @@ HyMiRecError
 │   ├── SourceUnavailableError      the log cannot be reached
 │   ├── TopicRecreatedError         the topic's id is not the one the positions belong to
 │   ├── PositionOutOfRangeError     the stored position is no longer (or not yet) in the log
+│   ├── LogDamagedError             a message of the log does not pass its checksum
 │   └── CodecMissingError           a message needs a compression codec that is not installed
+├── ServiceError
+│   ├── OverloadedError             the queue of a stage is full; shed, to be tried again later
+│   └── StageUnavailableError       a stage gave no answer in time, or died with the call
 └── RequestError                    a request that can never succeed as it is (HTTP 4xx)
     └── UnknownItemError            an item id that no bundle knows
 
@@ -137,8 +141,28 @@ class PositionOutOfRangeError(StreamError):
         self.partition = partition
 
 
+class LogDamagedError(StreamError):
+    """A message of `partition` that was stored does not pass its checksum."""
+
+    def __init__(self, message: str, partition: int) -> None:
+        super().__init__(message)
+        self.partition = partition
+
+
 class CodecMissingError(StreamError):
     """A message needs a compression codec that is not installed."""
+
+
+class ServiceError(HyMiRecError):
+    """The HTTP service."""
+
+
+class OverloadedError(ServiceError):
+    """The queue of a stage is full; never retried by the service itself."""
+
+
+class StageUnavailableError(ServiceError):
+    """A stage gave no answer in time, or died with the call."""
 
 
 class RequestError(HyMiRecError):

@@ -28,7 +28,7 @@ def check_topic(batch: PartitionBatch, stored: Position | None) -> None:
         raise TopicRecreatedError(
             f"{batch.topic}[{batch.partition}]: the stored position {stored.offset} belongs to topic id "
             f"{stored.topic_id}, the topic now has id {batch.topic_id}; it was deleted and created again. Decide where "
-            f"to go on: `hymirec history reset-position --topic {batch.topic} --partition {batch.partition} --offset N`"
+            "to go on with `hymirec history reset-position`"
         )
 
 

@@ -6,15 +6,26 @@ import base64
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from hymirec.config import StreamConfig
 from hymirec.errors import PositionOutOfRangeError, SourceUnavailableError
-from hymirec.streaming.source import DeadLetters, EventProducer, EventSource, Message, dead_letter_headers
+from hymirec.streaming.source import (
+    DeadLetters,
+    EventProducer,
+    EventSource,
+    Message,
+    dead_letter_headers,
+    letter_of,
+    recent_letters,
+)
 
 try:
     from confluent_kafka import (
         OFFSET_BEGINNING,
+        TIMESTAMP_NOT_AVAILABLE,
         Consumer,
         KafkaError,
         KafkaException,
@@ -27,7 +38,8 @@ except ImportError as e:
     raise SourceUnavailableError("stream.source=confluent needs the extra: pip install 'hymirec[kafka-fast]'") from e
 
 ASK_SECONDS = 10.0
-SEND_SECONDS = 30.0
+SEND_SECONDS = 10.0
+REFRESH_SECONDS = 4.0
 
 
 class ConfluentLog:
@@ -66,11 +78,12 @@ class _Source:
                 "check.crcs": True,
                 "allow.auto.create.topics": False,
                 "session.timeout.ms": int(config.session_timeout_seconds * 1000),
-                "topic.metadata.refresh.interval.ms": 10_000,
+                "topic.metadata.refresh.interval.ms": int(REFRESH_SECONDS * 1000),
             }
         )
-        self._admin = AdminClient({"bootstrap.servers": config.brokers})
+        self._admin = AdminClient({"bootstrap.servers": config.brokers or ""})
         self._assigned: set[int] = set()
+        self._waiting: set[int] = set()
         self._checked = 0.0
         if group:
             self._consumer.subscribe([config.topic], on_assign=self._on_assign, on_revoke=self._on_revoke)
@@ -83,9 +96,11 @@ class _Source:
         consumer.assign(places)
         consumer.pause(places)
         self._assigned = {tp.partition for tp in partitions}
+        self._waiting = set(self._assigned)
 
     def _on_revoke(self, consumer: Any, partitions: Sequence[Any]) -> None:
         self._assigned -= {tp.partition for tp in partitions}
+        self._waiting &= self._assigned
 
     def _assign_all(self) -> None:
         self._checked = time.monotonic()
@@ -101,15 +116,20 @@ class _Source:
             self._consumer.incremental_assign(places)
             self._consumer.pause(places)
             self._assigned |= set(added)
+            self._waiting |= set(added)
 
     def _unavailable(self, error: Exception) -> SourceUnavailableError:
         return SourceUnavailableError(f"Kafka at {self._brokers}: {error}")
 
     def assigned(self) -> list[int]:
-        """Partitions of this member; without a group all, those added later included (looked up every 10 s)."""
-        if not self._group and time.monotonic() - self._checked > 10:
+        """Partitions of this member; without a group all, those added later included (looked up every few seconds)."""
+        if not self._group and time.monotonic() - self._checked > REFRESH_SECONDS:
             self._assign_all()
         return sorted(self._assigned)
+
+    def waiting(self) -> set[int]:
+        """Assigned, but not sought yet."""
+        return set(self._waiting)
 
     def topic_id(self) -> str:
         """The broker's id of the topic, as 32 hexadecimal digits."""
@@ -145,16 +165,19 @@ class _Source:
             try:
                 self._consumer.seek(place)
                 self._consumer.resume([place])
+                self._waiting.discard(partition)
                 return
             except KafkaException as e:
                 if time.monotonic() > deadline:
                     raise self._unavailable(e) from e
-                self._consumer.poll(0.05)
+                # Never poll here: a message of another partition would be lost.
+                time.sleep(0.02)
 
     def pause(self, partition: int) -> None:
         """Until the next seek."""
         if partition in self._assigned:
             self._consumer.pause([TopicPartition(self._topic, partition)])
+            self._waiting.add(partition)
 
     def poll(self, timeout: float, most: int) -> list[Message]:
         """See `EventSource.poll`."""
@@ -162,12 +185,12 @@ class _Source:
         for message in self._consumer.consume(num_messages=most, timeout=timeout):
             error = message.error()
             if error is None:
-                place, offset = int(message.partition() or 0), int(message.offset() or 0)
-                found.append(Message(place, offset, message.key(), message.value()))
+                if (made := _message(message)).partition not in self._waiting:
+                    found.append(made)
             elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                 # Said once and never again: whoever swallows it stands still for ever.
                 raise PositionOutOfRangeError(
-                    f"{self._topic}[{message.partition()}]: {error.str()}", message.partition()
+                    f"{self._topic}[{message.partition()}]: {error.str()}", int(message.partition() or 0)
                 )
             elif error.code() != KafkaError._PARTITION_EOF and not error.retriable():
                 raise self._unavailable(KafkaException(error))
@@ -175,13 +198,26 @@ class _Source:
 
     def commit(self, offsets: Mapping[int, int]) -> None:
         """For dashboards."""
-        self._consumer.commit(
-            offsets=[TopicPartition(self._topic, p, o) for p, o in offsets.items()], asynchronous=True
-        )
+        # A failed one costs nothing: nobody believes it.
+        with suppress(KafkaException):
+            places = [TopicPartition(self._topic, p, o) for p, o in offsets.items()]
+            self._consumer.commit(offsets=places, asynchronous=True)
 
     def close(self) -> None:
         """Leave the group."""
         self._consumer.close()
+
+
+def _message(message: Any) -> Message:
+    kind, log_ms = message.timestamp()
+    return Message(
+        int(message.partition()),
+        int(message.offset()),
+        message.key(),
+        message.value(),
+        int(log_ms) if kind != TIMESTAMP_NOT_AVAILABLE else 0,
+        tuple((name, value or b"") for name, value in message.headers() or ()),
+    )
 
 
 class _Sender:
@@ -202,23 +238,27 @@ class _Sender:
             }
         )
 
-    def send_all(self, topic: str, messages: Sequence[tuple[bytes | None, bytes | None, Any]]) -> None:
+    def send_all(self, topic: str, messages: Sequence[tuple[bytes | None, bytes | None, Any]]) -> list[tuple[int, int]]:
         """(key, value, headers) messages. Raises SourceUnavailableError unless all were stored."""
         errors: list[str] = []
+        places = [(-1, -1)] * len(messages)
 
-        def done(error: Any, message: Any) -> None:
+        def done(error: Any, message: Any, i: int) -> None:
             if error is not None:
                 errors.append(error.str())
+            else:
+                places[i] = (message.partition(), message.offset())
 
         with self._lock:
-            for key, value, headers in messages:
-                self._producer.produce(topic, value=value, key=key, headers=headers, on_delivery=done)
+            for i, (key, value, headers) in enumerate(messages):
+                self._producer.produce(topic, value=value, key=key, headers=headers, on_delivery=partial(done, i=i))
             left = self._producer.flush(SEND_SECONDS)
         if errors or left:
             raise SourceUnavailableError(
                 f"Kafka at {self._brokers}: {len(errors) + left} of {len(messages)} messages were not stored: "
                 f"{errors[:1] or 'no answer'}"
             )
+        return places
 
     def close(self) -> None:
         """Flush."""
@@ -230,17 +270,25 @@ class _Producer(_Sender):
         super().__init__(config.brokers)
         self._topic = config.topic
 
-    def send(self, messages: Sequence[tuple[str, bytes]]) -> None:
+    def send(self, messages: Sequence[tuple[str, bytes]]) -> list[tuple[int, int]]:
         """Send all, then wait for all."""
-        self.send_all(self._topic, [(key.encode(), value, None) for key, value in messages])
+        return self.send_all(self._topic, [(key.encode(), value, None) for key, value in messages])
 
 
 class _DeadLetterTopic(_Sender):
     def __init__(self, config: StreamConfig) -> None:
         super().__init__(config.brokers)
         self._topic, self._source = config.dead_letter_topic, config.topic
+        letters = _Source(config.model_copy(update={"topic": config.dead_letter_topic}), group=False)
+        try:
+            self._recent = recent_letters(letters)
+        finally:
+            letters.close()
 
     def send(self, message: Message, reason: str, detail: str) -> None:
         """Send one letter and wait for it."""
-        headers = dead_letter_headers(self._source, message, reason, detail)
-        self.send_all(self._topic, [(message.key, message.value, headers)])
+        letter = letter_of(self._source, message)
+        if letter not in self._recent:
+            headers = dead_letter_headers(self._source, message, reason, detail)
+            self.send_all(self._topic, [(message.key, message.value, headers)])
+            self._recent.add(letter)

@@ -1,8 +1,9 @@
 """The consumer: log -> store, exactly once.
 
 Order of one round:  poll -> decode -> dead letters stored -> apply(batch, expected position) -> positions remembered.
-The position that counts is the one inside the store, written with the events. At start, at a new assignment and after a
-conflict the consumer asks the store where it is and seeks there; what Kafka thinks is committed is only published.
+The position that counts is the one inside the store, written with the events. At start, at a new assignment, after a
+conflict and after any trouble the consumer asks the store where it is and seeks there; what Kafka thinks is committed
+is only published. A partition that cannot go on stands still and says why; the others go on.
 """
 
 from __future__ import annotations
@@ -12,17 +13,22 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
 from hymirec.config import StreamConfig
 from hymirec.errors import (
+    CodecMissingError,
     EventError,
     HyMiRecError,
+    LogDamagedError,
     PositionConflictError,
     PositionOutOfRangeError,
     SourceUnavailableError,
+    StoreDamagedError,
     StoreUnavailableError,
     TopicRecreatedError,
+    UnsupportedFormatError,
 )
 from hymirec.history import Entry, HistoryStore, PartitionBatch
 from hymirec.streaming.decode import decode
@@ -32,24 +38,40 @@ log = logging.getLogger(__name__)
 TOPIC_CHECK_SECONDS = 5.0
 BACKOFF_SECONDS = 1.0
 LAG_SECONDS = 2.0
+# What an operator or time may mend; such a partition is looked at again at every topic check.
+MENDABLE = (TopicRecreatedError, PositionOutOfRangeError)
 OnApplied = Callable[[Sequence[str]], None]
 
 
 @dataclass
 class ConsumerStatus:
-    """A snapshot. `ready` is false while anything in `problems` (partition, or "store", "log") stands."""
+    """A snapshot. `ready` is false while anything in `problems` (a partition, "store", "log", "consumer") stands.
+
+    `positions` are next offsets, applied and readable; `lag` counts messages. `heartbeat` is in seconds since 1970.
+    `counts`: applied, duplicates, erased, suppressed, conflicts, unknown_action, future_ts, rejected_<reason>.
+    """
 
     ready: bool = False
     alive: bool = True
     heartbeat: float = 0.0
+    topic_id: str = ""
     positions: dict[int, int] = field(default_factory=dict)
     lag: dict[int, int] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def heartbeat_age(self) -> float:
+        """Seconds since the thread last finished a round or said what hinders it."""
+        return time.time() - self.heartbeat
+
 
 class HistoryConsumer:
-    """Owns one thread that owns one source. `on_applied` gets the users that a batch touched, on that thread."""
+    """Owns one thread that owns one source. `on_applied` gets the users that a batch touched, on that thread.
+
+    `group` False: this is the only writer and reads all partitions, those added later included. True: one of several
+    writers; the group assigns partitions.
+    """
 
     def __init__(
         self,
@@ -58,16 +80,21 @@ class HistoryConsumer:
         config: StreamConfig,
         on_applied: OnApplied | None = None,
         group: bool = False,
+        topic_check_seconds: float = TOPIC_CHECK_SECONDS,
     ) -> None:
         self._log, self._store, self._config = event_log, store, config
         self._on_applied = on_applied or (lambda users: None)
         self._group = group
+        self._topic_check_seconds = topic_check_seconds
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._status = ConsumerStatus()
+        self._status = ConsumerStatus(heartbeat=time.time())
         self._counts: Counter[str] = Counter()
         self._positions: dict[int, int | None] = {}
-        self._stopped: set[int] = set()
+        # Where a partition was sought and has delivered nothing yet; and holes that were read twice.
+        self._sought: dict[int, int] = {}
+        self._holes: dict[int, tuple[int, int]] = {}
+        self._stopped: dict[int, HyMiRecError] = {}
         self._topic_id = ""
         self._letters: DeadLetters | None = None
         self._checked = self._lagged = 0.0
@@ -85,56 +112,77 @@ class HistoryConsumer:
 
     def status(self) -> ConsumerStatus:
         """A snapshot that nobody changes any more."""
+        alive = self._thread.is_alive()
         with self._lock:
             s = self._status
-            alive = self._thread.is_alive()
-            return ConsumerStatus(
-                s.ready and alive,
-                alive,
-                s.heartbeat,
-                dict(s.positions),
-                dict(s.lag),
-                dict(s.problems),
-                dict(self._counts),
+            return replace(
+                s,
+                ready=s.ready and alive,
+                alive=alive,
+                topic_id=self._topic_id,
+                positions=dict(s.positions),
+                lag=dict(s.lag),
+                problems=dict(s.problems),
+                counts=dict(self._counts),
             )
+
+    def wait_for(self, places: Sequence[tuple[int, int]], timeout: float) -> bool:
+        """Wait until messages (partition, offset), as `EventProducer.send` returns them, are applied and readable."""
+        deadline = time.monotonic() + timeout
+        while True:
+            with self._lock:
+                if all(self._status.positions.get(partition, 0) > offset for partition, offset in places):
+                    return True
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)
 
     def _run(self) -> None:
         source: EventSource | None = None
-        while not self._stop.is_set():
-            try:
-                if source is None:
-                    source = self._log.source(self._group)
-                    self._positions.clear()
-                    self._checked = 0.0
-                self._round(source)
-                self._resolved("log", "store")
-            except StoreUnavailableError as e:
-                self._problem("store", e)
-                self._forget()
-            except (SourceUnavailableError, OSError) as e:
-                self._problem("log", e)
-                self._close(source)
-                source = None
-            except HyMiRecError as e:
-                self._problem("consumer", e)
-                self._forget()
-        self._close(source)
-        if self._letters is not None:
-            self._letters.close()
+        try:
+            while not self._stop.is_set():
+                try:
+                    if source is None:
+                        self._forget()
+                        self._checked = 0.0
+                        source = self._log.source(self._group)
+                    self._round(source)
+                    self._resolved("log", "store", "consumer")
+                except StoreUnavailableError as e:
+                    self._forget()
+                    self._problem("store", e)
+                except (SourceUnavailableError, OSError) as e:
+                    self._problem("log", e)
+                    self._close(source)
+                    source = None
+                except CodecMissingError:
+                    # After this a Kafka client's next poll may never return.
+                    raise
+                except HyMiRecError as e:
+                    self._forget()
+                    self._problem("consumer", e)
+        except BaseException as e:
+            self._problem("consumer", e)
+            raise
+        finally:
+            self._close(source)
+            if self._letters is not None:
+                self._letters.close()
 
     def _close(self, source: EventSource | None) -> None:
         if source is not None:
-            try:
+            # It is given up because it failed, or the process ends: how it closes changes nothing.
+            with suppress(Exception):
                 source.close()
-            except Exception:
-                log.exception("closing the log failed")
 
-    def _problem(self, what: str, error: Exception) -> None:
-        log.error("%s: %s", what, error)
+    def _problem(self, what: str, error: BaseException) -> None:
         with self._lock:
+            known = self._status.problems.get(what)
             self._status.problems[what] = str(error)
             self._status.ready = False
             self._status.heartbeat = time.time()
+        if known != str(error):
+            log.error("%s: %s", what, error)
         self._stop.wait(BACKOFF_SECONDS)
 
     def _resolved(self, *what: str) -> None:
@@ -147,14 +195,21 @@ class HistoryConsumer:
     def _forget(self) -> None:
         """Believe nothing: the next round asks the store for every position."""
         self._positions.clear()
+        self._sought.clear()
 
     def _round(self, source: EventSource) -> None:
         self._check_topic(source)
         self._adopt(source)
         try:
             messages = source.poll(self._config.poll_seconds, self._config.batch_events)
-        except PositionOutOfRangeError as e:
-            self._stop_partition(source, e.partition, e)
+        except (PositionOutOfRangeError, LogDamagedError) as e:
+            # Others may have been read past what was returned.
+            self._forget()
+            known = self._topic_id
+            self._check_topic(source, now=True)
+            # A new topic of this name explains everything, and is told when its partitions are adopted.
+            if self._topic_id == known:
+                self._stop_partition(source, e.partition, e)
             return
         by_partition: dict[int, list[Message]] = {}
         for message in messages:
@@ -165,22 +220,25 @@ class HistoryConsumer:
                 self._apply(source, partition, batch)
         self._measure(source)
 
-    def _check_topic(self, source: EventSource) -> None:
-        now = time.monotonic()
-        if now - self._checked < TOPIC_CHECK_SECONDS and self._topic_id:
+    def _check_topic(self, source: EventSource, now: bool = False) -> None:
+        if not now and self._topic_id and time.monotonic() - self._checked < self._topic_check_seconds:
             return
         found = source.topic_id()
         if self._topic_id and found != self._topic_id:
             # Positions of the old topic mean nothing in the new one: look at each partition again.
             self._forget()
             self._stopped.clear()
-        self._topic_id, self._checked = found, now
+        self._topic_id, self._checked = found, time.monotonic()
+        self._stopped = {p: e for p, e in self._stopped.items() if not isinstance(e, MENDABLE)}
 
     def _adopt(self, source: EventSource) -> None:
         """Seek partitions that are new here to the position in the store."""
         assigned = source.assigned()
-        for gone in set(self._positions) - set(assigned):
-            del self._positions[gone]
+        for void in (set(self._positions) - set(assigned)) | source.waiting():
+            self._positions.pop(void, None)
+        for gone in set(self._stopped) - set(assigned):
+            del self._stopped[gone]
+        self._disown(assigned)
         fresh = [p for p in assigned if p not in self._positions and p not in self._stopped]
         if not fresh:
             return
@@ -189,63 +247,77 @@ class HistoryConsumer:
             position = stored.get(partition)
             try:
                 if position is None:
-                    source.seek(partition, source.beginning(partition))
-                    self._positions[partition] = None
-                    continue
-                if position.topic_id != self._topic_id:
-                    raise TopicRecreatedError(self._recreated(partition, position.topic_id, position.offset))
-                self._check_range(source, partition, position.offset)
-                source.seek(partition, position.offset)
-                self._positions[partition] = position.offset
+                    start = source.beginning(partition)
+                else:
+                    start = position.offset
+                    if position.topic_id != self._topic_id:
+                        raise TopicRecreatedError(self._recreated(partition, position.topic_id, start))
+                    self._check_range(source, partition, start)
+                source.seek(partition, start)
             except (PositionOutOfRangeError, TopicRecreatedError) as e:
                 self._stop_partition(source, partition, e)
                 continue
+            self._positions[partition] = None if position is None else start
+            self._sought[partition] = start
+            with self._lock:
+                self._status.positions[partition] = start
             self._resolved(str(partition))
+
+    def _disown(self, assigned: Sequence[int]) -> None:
+        """What is said of partitions that another writer has now is void."""
+        with self._lock:
+            for told in (self._status.positions, self._status.lag):
+                for gone in set(told) - set(assigned):
+                    del told[gone]
+            for name in [name for name in self._status.problems if name.isdigit() and int(name) not in assigned]:
+                del self._status.problems[name]
 
     def _check_range(self, source: EventSource, partition: int, offset: int) -> None:
         low, high = source.beginning(partition), source.end(partition)
         if not low <= offset <= max(low, high):
             raise PositionOutOfRangeError(
-                f"{self._config.topic}[{partition}]: the stored position is {offset}, the log holds {low} to {high}; "
-                f"{self._resolution(partition)}",
+                f"{self._config.topic}[{partition}]: the stored position is {offset}, the log holds {low} to {high}",
                 partition,
             )
 
     def _recreated(self, partition: int, old: str, offset: int) -> str:
         return (
             f"{self._config.topic}[{partition}]: position {offset} belongs to topic id {old}, the topic now has id "
-            f"{self._topic_id}: it was deleted and created again; {self._resolution(partition)}"
+            f"{self._topic_id}: it was deleted and created again"
         )
 
-    def _resolution(self, partition: int) -> str:
-        return (
-            "this partition stands still. Go on where you decide: `hymirec history reset-position --config FILE "
-            f"--partition {partition} --offset N`, then restart the history writer"
-        )
-
-    def _stop_partition(self, source: EventSource, partition: int, error: Exception) -> None:
-        self._stopped.add(partition)
+    def _stop_partition(self, source: EventSource, partition: int, error: HyMiRecError) -> None:
+        self._stopped[partition] = error
         self._positions.pop(partition, None)
-        source.pause(partition)
-        log.error("partition %d stopped: %s", partition, error)
+        if partition in source.assigned():
+            source.pause(partition)
+        text = f"{error}; this partition stands still. {self._resolution(partition, error)}"
         with self._lock:
-            self._status.problems[str(partition)] = str(error)
+            known = self._status.problems.get(str(partition))
+            self._status.problems[str(partition)] = text
             self._status.ready = False
+        if known != text:
+            log.error("partition %d stopped: %s", partition, text)
+
+    def _resolution(self, partition: int, error: HyMiRecError) -> str:
+        if isinstance(error, StoreDamagedError | UnsupportedFormatError):
+            return "Mend the store as said, then restart the history writer"
+        return (
+            "Say where to go on: `hymirec history reset-position --config FILE "
+            f"--partition {partition} --offset N` (an embedded store must have no writer meanwhile)"
+        )
 
     def _apply(self, source: EventSource, partition: int, messages: Sequence[Message]) -> None:
-        entries: list[Entry] = []
-        now = int(time.time())
-        for message in messages:
-            try:
-                entries.append(decode(message.value, message.offset, now))
-            except EventError as e:
-                self._letters = self._letters or self._log.dead_letters()
-                self._letters.send(message, e.reason, str(e))
-                self._counts[f"rejected_{e.reason}"] += 1
+        expected = self._positions[partition]
+        start = self._sought.pop(partition, None)
+        if start is not None and self._hole(partition, start, messages[0].offset):
+            return
+        messages = [m for m in messages if expected is None or m.offset >= expected]
+        if not messages:
+            return
+        entries, counts = self._decode(messages)
         next_offset = messages[-1].offset + 1
-        batch = PartitionBatch(
-            self._config.topic, self._topic_id, partition, self._positions[partition], next_offset, entries
-        )
+        batch = PartitionBatch(self._config.topic, self._topic_id, partition, expected, next_offset, entries)
         try:
             result = self._store.apply(batch)
         except PositionConflictError as e:
@@ -253,23 +325,56 @@ class HistoryConsumer:
             self._counts["conflicts"] += 1
             del self._positions[partition]
             return
-        except TopicRecreatedError as e:
+        except (TopicRecreatedError, StoreDamagedError, UnsupportedFormatError) as e:
             self._stop_partition(source, partition, e)
             return
         self._positions[partition] = next_offset
-        self._counts.update(applied=result.applied, duplicates=result.duplicates, erased=result.erased)
+        counts.update(
+            applied=result.applied, duplicates=result.duplicates, erased=result.erased, suppressed=result.suppressed
+        )
         with self._lock:
+            self._counts.update(counts)
             self._status.positions[partition] = next_offset
+            self._status.heartbeat = time.time()
         source.commit({partition: next_offset})
         if result.users:
             self._on_applied(result.users)
+
+    def _hole(self, partition: int, start: int, first: int) -> bool:
+        """Whether the first message behind a seek is not the one sought, for the first time.
+
+        Compaction and transactions leave holes in a log, and a client that hands out what it had fetched before the
+        seek looks the same: the partition is sought once more, and a hole that is still there is one of the log.
+        """
+        if first <= start or self._holes.get(partition) == (start, first):
+            return False
+        self._holes[partition] = (start, first)
+        del self._positions[partition]
+        return True
+
+    def _decode(self, messages: Sequence[Message]) -> tuple[list[Entry], Counter[str]]:
+        """Entries of a batch; what cannot be used is stored as a dead letter before this returns."""
+        entries: list[Entry] = []
+        counts: Counter[str] = Counter()
+        for message in messages:
+            try:
+                entry, notes = decode(message.value, message.offset, message.log_ms)
+            except EventError as e:
+                self._letters = self._letters or self._log.dead_letters()
+                self._letters.send(message, e.reason, str(e))
+                counts[f"rejected_{e.reason}"] += 1
+                continue
+            entries.append(entry)
+            counts.update(notes)
+        return entries, counts
 
     def _measure(self, source: EventSource) -> None:
         now = time.monotonic()
         if now - self._lagged < LAG_SECONDS:
             return
         self._lagged = now
-        lag = {p: max(0, source.end(p) - (o or 0)) for p, o in self._positions.items()}
+        lag = {
+            p: max(0, source.end(p) - (self._sought.get(p, 0) if o is None else o)) for p, o in self._positions.items()
+        }
         with self._lock:
             self._status.lag = lag
-            self._status.positions.update({p: o for p, o in self._positions.items() if o is not None})

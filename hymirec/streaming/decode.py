@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 import xxhash
 
@@ -13,6 +15,15 @@ from hymirec.history import Entry
 
 MAX_BYTES = 16_384
 MAX_ID_BYTES = 512
+# Clocks of clients run ahead by this much at most; what is beyond counts as the time at which the log took the message.
+FUTURE_SECONDS = 300
+
+
+class Decoded(NamedTuple):
+    """An entry, and what was put right: `unknown_action`, `future_ts`."""
+
+    entry: Entry
+    notes: tuple[str, ...]
 
 
 class _Message(msgspec.Struct):
@@ -22,15 +33,15 @@ class _Message(msgspec.Struct):
     item_id: str | int | None = None
     event_id: str | int | None = None
     ts: int | None = None
-    action: str = "view"
+    action: str | None = "view"
     type: str = "event"
 
 
 _decoder = msgspec.json.Decoder(_Message)
 
 
-def decode(value: bytes | None, offset: int, now: int) -> Entry:
-    """Decode one message (see `hymirec.catalog.events`). A time in the future counts as `now` (seconds).
+def decode(value: bytes | None, offset: int, log_ms: int = 0) -> Decoded:
+    """Decode one message (see `hymirec.catalog.events`); the same message gives the same entry on every replay.
 
     Raises EventError with the reason `empty`, `too_large`, `malformed`, `missing_field`, `bad_id`, `bad_ts` or
     `unknown_type`.
@@ -45,18 +56,30 @@ def decode(value: bytes | None, offset: int, now: int) -> Entry:
         raise EventError("malformed", f"not an event: {e}") from e
     user_id = _identifier(message.user_id, "user_id")
     if message.type == "erase":
-        return Entry(offset, user_id)
+        return Decoded(Entry(offset, user_id, log_ms=log_ms), ())
     if message.type != "event":
         raise EventError("unknown_type", f"type {message.type!r} is neither 'event' nor 'erase'")
     item_id = _identifier(message.item_id, "item_id")
     event_id = _identifier(message.event_id, "event_id")
-    if message.ts is None:
-        raise EventError("missing_field", "ts is missing")
-    if not 0 <= message.ts <= MAX_TS:
-        raise EventError("bad_ts", f"ts is {message.ts}; expected seconds since 1970, 0 to {MAX_TS}")
-    action = ACTIONS.get(message.action, OTHER)
+    notes: list[str] = []
+    ts = _time(message.ts, log_ms // 1000, notes)
+    action = ACTIONS.get(message.action or "view")
+    if action is None:
+        notes.append("unknown_action")
     event_hash = xxhash.xxh3_64_intdigest(event_id.encode())
-    return Entry(offset, user_id, item_key(item_id), min(message.ts, now), action, event_hash)
+    entry = Entry(offset, user_id, item_key(item_id), ts, OTHER if action is None else action, event_hash, log_ms)
+    return Decoded(entry, tuple(notes))
+
+
+def _time(ts: int | None, log_seconds: int, notes: list[str]) -> int:
+    if ts is None:
+        raise EventError("missing_field", "ts is missing")
+    if not 0 <= ts <= MAX_TS:
+        raise EventError("bad_ts", f"ts is {ts}; expected seconds (not milliseconds) since 1970, 0 to {MAX_TS}")
+    if log_seconds and ts > log_seconds + FUTURE_SECONDS:
+        notes.append("future_ts")
+        return log_seconds
+    return ts
 
 
 def _identifier(value: str | int | None, name: str) -> str:

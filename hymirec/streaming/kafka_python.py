@@ -5,19 +5,28 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-import kafka
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.codec import has_lz4, has_snappy, has_zstd
 from kafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError, UnsupportedCodecError
 from kafka.structs import OffsetAndMetadata
 
 from hymirec.config import StreamConfig
 from hymirec.errors import CodecMissingError, PositionOutOfRangeError, SourceUnavailableError
-from hymirec.streaming.source import DeadLetters, EventProducer, EventSource, Message, dead_letter_headers
+from hymirec.streaming.source import (
+    DeadLetters,
+    EventProducer,
+    EventSource,
+    Message,
+    dead_letter_headers,
+    letter_of,
+    recent_letters,
+)
 
-SEND_SECONDS = 30.0
+SEND_SECONDS = 10.0
+REFRESH_SECONDS = 4.0
 
 
 class KafkaPythonLog:
@@ -50,9 +59,25 @@ def _unavailable(brokers: Sequence[str], error: Exception) -> SourceUnavailableE
     return SourceUnavailableError(f"Kafka at {','.join(brokers)}: {type(error).__name__}: {error}")
 
 
+class _Assigned(ConsumerRebalanceListener):  # type: ignore[misc]
+    """What a group assigns is held until it is sought, also when it comes back in the same rebalance."""
+
+    def __init__(self, source: _Source) -> None:
+        self._source = source
+
+    def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
+        """The batch in hand was applied before the poll that calls this."""
+
+    def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
+        """Hold all of them."""
+        for place in assigned:
+            self._source.hold(place)
+
+
 class _Source:
     def __init__(self, config: StreamConfig, brokers: Sequence[str], group: bool) -> None:
         self._topic, self._brokers, self._group = config.topic, brokers, group
+        self._waiting: set[int] = set()
         milliseconds = int(config.session_timeout_seconds * 1000)
         try:
             self._consumer = KafkaConsumer(
@@ -64,11 +89,11 @@ class _Source:
                 check_crcs=True,
                 session_timeout_ms=milliseconds,
                 heartbeat_interval_ms=milliseconds // 3,
-                metadata_max_age_ms=10_000,
+                metadata_max_age_ms=int(REFRESH_SECONDS * 1000),
             )
             self._admin = KafkaAdminClient(bootstrap_servers=list(brokers))
             if group:
-                self._consumer.subscribe([config.topic])
+                self._consumer.subscribe([config.topic], listener=_Assigned(self))
             else:
                 self._assign_all()
         except KafkaError as e:
@@ -81,10 +106,21 @@ class _Source:
         current = {tp.partition for tp in self._consumer.assignment()}
         if numbers - current:
             # Assigning again keeps the positions of partitions that stay.
-            places = {p: self._consumer.position(TopicPartition(self._topic, p)) for p in current}
-            self._consumer.assign([TopicPartition(self._topic, p) for p in sorted(numbers)])
-            for p in sorted(numbers):
-                self._consumer.seek(TopicPartition(self._topic, p), places.get(p) or 0)
+            self._consumer.assign([TopicPartition(self._topic, p) for p in sorted(numbers | current)])
+            for p in sorted(numbers - current):
+                self.hold(TopicPartition(self._topic, p))
+
+    def hold(self, place: TopicPartition) -> None:
+        """Deliver nothing of a partition until it is sought."""
+        # Without a position the client would ask the group for one.
+        self._consumer.seek(place, 0)
+        self._consumer.pause(place)
+        self._waiting.add(place.partition)
+
+    def waiting(self) -> set[int]:
+        """Held partitions that are still assigned."""
+        self._waiting &= {place.partition for place in self._consumer.assignment()}
+        return set(self._waiting)
 
     def assigned(self) -> list[int]:
         """Partitions of this member; without a group all, those added later included."""
@@ -124,14 +160,18 @@ class _Source:
     def seek(self, partition: int, offset: int) -> None:
         """Continue at an offset."""
         place = TopicPartition(self._topic, partition)
-        self._consumer.resume(place)
-        self._consumer.seek(place, offset)
+        try:
+            self._consumer.seek(place, offset)
+            self._consumer.resume(place)
+        except (KafkaError, AssertionError, ValueError) as e:
+            raise _unavailable(self._brokers, e) from e
+        self._waiting.discard(partition)
 
     def pause(self, partition: int) -> None:
         """Until the next seek."""
         place = TopicPartition(self._topic, partition)
         if place in self._consumer.assignment():
-            self._consumer.pause(place)
+            self.hold(place)
 
     def poll(self, timeout: float, most: int) -> list[Message]:
         """See `EventSource.poll`."""
@@ -147,9 +187,10 @@ class _Source:
         except KafkaError as e:
             raise _unavailable(self._brokers, e) from e
         return [
-            Message(place.partition, record.offset, record.key, record.value)
+            Message(place.partition, r.offset, r.key, r.value, max(0, r.timestamp), tuple(r.headers))
             for place, records in found.items()
-            for record in records
+            if place.partition not in self._waiting
+            for r in records
         ]
 
     def _out_of_range(self, error: Exception) -> PositionOutOfRangeError:
@@ -163,7 +204,9 @@ class _Source:
     def commit(self, offsets: Mapping[int, int]) -> None:
         """For dashboards."""
         places = {TopicPartition(self._topic, p): OffsetAndMetadata(o, "", -1) for p, o in offsets.items()}
-        self._consumer.commit_async(places)
+        # A failed one costs nothing: nobody believes it.
+        with suppress(KafkaError):
+            self._consumer.commit_async(places)
 
     def close(self) -> None:
         """Leave the group."""
@@ -171,51 +214,61 @@ class _Source:
         self._admin.close()
 
 
-class _Producer:
+class _Sender:
+    """Sends and waits for the broker's answer of each message."""
+
     def __init__(self, topic: str, brokers: Sequence[str]) -> None:
         self._topic, self._brokers = topic, brokers
         self._lock = threading.Lock()
         try:
             self._producer = KafkaProducer(
-                bootstrap_servers=list(brokers), acks="all", linger_ms=1, allow_auto_create_topics=False
+                bootstrap_servers=list(brokers),
+                acks="all",
+                enable_idempotence=True,
+                linger_ms=1,
+                max_block_ms=int(SEND_SECONDS * 1000),
+                allow_auto_create_topics=False,
             )
-        except (KafkaError, TypeError, AssertionError) as e:
+        except KafkaError as e:
             raise _unavailable(brokers, e) from e
 
-    def send(self, messages: Sequence[tuple[str, bytes]]) -> None:
-        """Send all, then wait for all."""
+    def send_all(self, messages: Sequence[tuple[bytes | None, bytes | None, Any]]) -> list[tuple[int, int]]:
+        """(key, value, headers) messages. Raises SourceUnavailableError unless all were stored."""
         try:
             with self._lock:
-                futures = [self._producer.send(self._topic, value, key.encode()) for key, value in messages]
-            for future in futures:
-                future.get(timeout=SEND_SECONDS)
+                futures = [
+                    self._producer.send(self._topic, value, key, headers=headers) for key, value, headers in messages
+                ]
+            found = [future.get(timeout=SEND_SECONDS) for future in futures]
         except KafkaError as e:
             raise _unavailable(self._brokers, e) from e
+        return [(stored.partition, stored.offset) for stored in found]
 
     def close(self) -> None:
         """Flush and close."""
         self._producer.close(timeout=SEND_SECONDS)
 
 
-class _DeadLetterTopic:
+class _Producer(_Sender):
+    def send(self, messages: Sequence[tuple[str, bytes]]) -> list[tuple[int, int]]:
+        """Send all, then wait for all."""
+        return self.send_all([(key.encode(), value, None) for key, value in messages])
+
+
+class _DeadLetterTopic(_Sender):
     def __init__(self, config: StreamConfig, brokers: Sequence[str]) -> None:
-        self._topic, self._source, self._brokers = config.dead_letter_topic, config.topic, brokers
+        super().__init__(config.dead_letter_topic, brokers)
+        self._source = config.topic
+        letters = _Source(config.model_copy(update={"topic": config.dead_letter_topic}), brokers, group=False)
         try:
-            self._producer = KafkaProducer(bootstrap_servers=list(brokers), acks="all")
-        except KafkaError as e:
-            raise _unavailable(brokers, e) from e
+            self._recent = recent_letters(letters)
+        finally:
+            letters.close()
 
     def send(self, message: Message, reason: str, detail: str) -> None:
         """Send one letter and wait for it."""
-        headers = dead_letter_headers(self._source, message, reason, detail)
-        try:
-            self._producer.send(self._topic, message.value, message.key, headers=headers).get(timeout=SEND_SECONDS)
-        except KafkaError as e:
-            raise _unavailable(self._brokers, e) from e
-
-    def close(self) -> None:
-        """Flush and close."""
-        self._producer.close(timeout=SEND_SECONDS)
-
-
-CLIENT = f"kafka-python {kafka.__version__}"
+        letter = letter_of(self._source, message)
+        if letter not in self._recent:
+            headers = dead_letter_headers(self._source, message, reason, detail)
+            self.send_all([(message.key, message.value, headers)])
+            self._recent.add(letter)

@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import xxhash
+
+from hymirec.errors import SourceUnavailableError
+
+# Dead letters a partition that a writer looks back at when it starts.
+RECENT_LETTERS = 1_000
+RECENT_SECONDS = 20.0
+
+Letter = tuple[bytes, bytes, bytes, int]
+
 
 @dataclass(frozen=True)
 class Message:
-    """One message of a partition."""
+    """One message of a partition. `log_ms`: when the log took it, milliseconds since 1970; 0 when it does not say."""
 
     partition: int
     offset: int
     key: bytes | None
     value: bytes | None
+    log_ms: int = 0
+    headers: tuple[tuple[str, bytes], ...] = ()
 
 
 class EventSource(Protocol):
-    """Reads a topic. One thread only."""
+    """Reads a topic. One thread only.
+
+    A partition that was assigned, assigned again or paused is `waiting`: it delivers nothing until it is sought.
+    """
 
     def assigned(self) -> list[int]:
         """Partitions that this member reads now; may change between polls when there is a group."""
+        ...
+
+    def waiting(self) -> set[int]:
+        """Assigned partitions that deliver nothing before they are sought: whatever was known of them is void."""
         ...
 
     def topic_id(self) -> str:
@@ -48,9 +68,10 @@ class EventSource(Protocol):
         ...
 
     def poll(self, timeout: float, most: int) -> list[Message]:
-        """Next messages of all partitions that are not paused, at most `most`; empty after `timeout` seconds.
+        """Next messages of all partitions that do not wait, at most `most`; empty after `timeout` seconds.
 
-        Raises SourceUnavailableError, or PositionOutOfRangeError naming partition and offset.
+        Raises SourceUnavailableError, or PositionOutOfRangeError or LogDamagedError naming the partition. After an
+        error other partitions may have been read past what was returned: seek all of them.
         """
         ...
 
@@ -66,10 +87,10 @@ class EventSource(Protocol):
 class EventProducer(Protocol):
     """Writes messages. Safe to call from several threads."""
 
-    def send(self, messages: Sequence[tuple[str, bytes]]) -> None:
-        """Append (key, value) messages; returns when all of them are stored.
+    def send(self, messages: Sequence[tuple[str, bytes]]) -> list[tuple[int, int]]:
+        """Append (key, value) messages; returns partition and offset of each when all of them are stored.
 
-        Raises SourceUnavailableError when any was not.
+        Raises SourceUnavailableError when any was not. Sending all again is safe: an event id counts once.
         """
         ...
 
@@ -82,7 +103,10 @@ class DeadLetters(Protocol):
     """Where messages go that cannot be used."""
 
     def send(self, message: Message, reason: str, detail: str) -> None:
-        """Store one message with reason, topic, partition and offset; returns when it is stored."""
+        """Store one message with reason, topic, partition and offset; returns when it is stored.
+
+        A message that is among the newest letters already is not stored again.
+        """
         ...
 
     def close(self) -> None:
@@ -117,3 +141,38 @@ def dead_letter_headers(topic: str, message: Message, reason: str, detail: str) 
         ("partition", str(message.partition).encode()),
         ("offset", str(message.offset).encode()),
     ]
+
+
+def letter_of(topic: str, message: Message) -> Letter:
+    """What makes two dead letters the same: where the message stood, and its bytes (a topic may be created again)."""
+    place = (topic.encode(), str(message.partition).encode(), str(message.offset).encode())
+    return (*place, xxhash.xxh3_64_intdigest(message.value or b""))
+
+
+def recent_letters(source: EventSource) -> set[Letter]:
+    """The newest letters of a dead-letter topic.
+
+    A writer that was killed after a letter and before its position reads the message again, and finds it here.
+    Raises SourceUnavailableError when they cannot be read in time.
+    """
+    found: set[Letter] = set()
+    ends = {partition: source.end(partition) for partition in source.assigned()}
+    pending: set[int] = set()
+    for partition, end in ends.items():
+        start = max(source.beginning(partition), end - RECENT_LETTERS)
+        if start < end:
+            source.seek(partition, start)
+            pending.add(partition)
+    deadline = time.monotonic() + RECENT_SECONDS
+    while pending:
+        for message in source.poll(0.2, RECENT_LETTERS):
+            headers = dict(message.headers)
+            place = (headers.get("topic", b""), headers.get("partition", b""), headers.get("offset", b""))
+            found.add((*place, xxhash.xxh3_64_intdigest(message.value or b"")))
+            if message.offset + 1 >= ends.get(message.partition, 0):
+                pending.discard(message.partition)
+        if time.monotonic() > deadline:
+            raise SourceUnavailableError(
+                f"the dead letters were not read in {RECENT_SECONDS:.0f} s; the log is too slow"
+            )
+    return found
