@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from hymirec.errors import HyMiRecError
 
 OnProgress = Callable[[int, int], None]
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.serve", "deepspeed", "DeepSpeed", "transformers")
@@ -46,6 +49,27 @@ class Screen:
     def skipped(self, number: int, total: int, title: str) -> None:
         """Say that a step was done before."""
         self.console.print(f"[{number}/{total}] {title}: done before, skipped", markup=False)
+
+
+@contextmanager
+def spoken_errors(screen: Screen, logs: Path) -> Iterator[None]:
+    """End the process with one readable line for any error; what a developer wants is in the log file."""
+    try:
+        yield
+    except HyMiRecError as e:
+        logging.getLogger(__name__).exception("failed")
+        screen.console.print(f"error: {e}", style="red", markup=False, soft_wrap=True)
+        for line in getattr(e, "problems", []):
+            screen.console.print(f"  {line}", markup=False, soft_wrap=True)
+        raise typer.Exit(2) from e
+    except (KeyboardInterrupt, typer.Exit):
+        raise
+    except Exception as e:
+        logging.getLogger(__name__).exception("failed")
+        last = (str(e).strip().splitlines() or [""])[-1]
+        text = f"error: {type(e).__name__}: {last}. This is not your fault; {logs} has the whole story"
+        screen.console.print(text, style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from e
 
 
 def log_to_file(path: Path) -> None:

@@ -25,7 +25,7 @@ from hymirec.catalog.prepared import Catalog, Sequences
 from hymirec.config import HistoryConfig, PipelineConfig, ServiceConfig, StreamConfig, load
 from hymirec.errors import HyMiRecError
 from ray_jobs.cluster import connect, placed
-from ray_jobs.console import Screen, log_to_file
+from ray_jobs.console import Screen, log_to_file, spoken_errors
 from ray_jobs.pipeline import run_pipeline
 from ray_jobs.summary import print_summary
 from serve_apps.local import run_local, stop_local
@@ -142,7 +142,7 @@ def main(
     screen = Screen()
     console = screen.console
     started = time.monotonic()
-    try:
+    with spoken_errors(screen, Path("the run's logs/demo.log")):
         settings = placed(load(PipelineConfig, config, assignments or ()))
         log_to_file(settings.directory / "logs" / "demo.log")
         console.print(f"HyMiRec demo: {settings.data.kind}, everything under {settings.directory}", markup=False)
@@ -166,9 +166,6 @@ def main(
         catalog, sequences = Catalog.open(data), Sequences.open(data)
         for number in choose(sequences, USERS):
             show_shopper(console, client, Shopper(number, catalog, sequences))
-    except HyMiRecError as e:
-        console.print(f"error: {e}", style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(2) from e
     console.print(f"all of it took {time.monotonic() - started:.0f} s; the service is at {url}", markup=False)
     body = json.dumps({"user_id": str(sequences.users[choose(sequences, 1)[0]].as_py()), "k": 5})
     curl = f"curl -s {url}/v1/recommend -H 'content-type: application/json' -d '{body}'"

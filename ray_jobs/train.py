@@ -17,9 +17,8 @@ import typer
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hymirec.config import PipelineConfig, load
-from hymirec.errors import HyMiRecError, ValidationError
 from ray_jobs.cluster import connect, placed
-from ray_jobs.console import Screen, log_to_file
+from ray_jobs.console import Screen, log_to_file, spoken_errors
 from ray_jobs.pipeline import run_pipeline
 from ray_jobs.summary import print_summary
 
@@ -30,16 +29,11 @@ def main(
 ) -> None:
     """Train everything from item texts to the bundle."""
     screen = Screen()
-    try:
+    with spoken_errors(screen, Path("the run's logs/pipeline.log")):
         settings = placed(load(PipelineConfig, config, assignments or ()))
         log_to_file(settings.directory / "logs" / "pipeline.log")
         connect(settings.compute)
         bundle = run_pipeline(settings, screen)
-    except HyMiRecError as e:
-        screen.console.print(f"error: {e}", style="red", markup=False, soft_wrap=True)
-        for problem in getattr(e, "problems", []) if isinstance(e, ValidationError) else []:
-            screen.console.print(f"  {problem}", markup=False, soft_wrap=True)
-        raise typer.Exit(2) from e
     print_summary(screen.console, settings.directory)
     screen.console.print(f"bundle: {bundle}", markup=False, soft_wrap=True)
 
