@@ -57,7 +57,7 @@ def spoken_errors(screen: Screen, logs: Path) -> Iterator[None]:
     try:
         yield
     except HyMiRecError as e:
-        logging.getLogger(__name__).exception("failed")
+        _log_failure()
         screen.console.print(f"error: {e}", style="red", markup=False, soft_wrap=True)
         for line in getattr(e, "problems", []):
             screen.console.print(f"  {line}", markup=False, soft_wrap=True)
@@ -65,11 +65,17 @@ def spoken_errors(screen: Screen, logs: Path) -> Iterator[None]:
     except (KeyboardInterrupt, typer.Exit):
         raise
     except Exception as e:
-        logging.getLogger(__name__).exception("failed")
+        _log_failure()
         last = (str(e).strip().splitlines() or [""])[-1]
         text = f"error: {type(e).__name__}: {last}. This is not your fault; {logs} has the whole story"
         screen.console.print(text, style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from e
+
+
+def _log_failure() -> None:
+    # Before there is a log file, a logger without handlers would print the traceback.
+    if logging.getLogger().handlers:
+        logging.getLogger(__name__).exception("failed")
 
 
 def log_to_file(path: Path) -> None:
