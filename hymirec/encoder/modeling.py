@@ -22,6 +22,9 @@ from hymirec.encoder.tokenizer import pad_rows, token_ids
 # What a config says about the files it came from, not about the model.
 _NOT_ARCHITECTURE = frozenset({"transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype"})
 
+# What a tokenizer remembers about the place it was read from; saved again, it would differ from what was read.
+_WHERE_READ = ("is_local", "local_files_only", "name_or_path")
+
 
 class ContentEncoderConfig(PreTrainedConfig):
     """`backbone` is the config of the wrapped model, as plain values (with `model_type`)."""
@@ -127,9 +130,17 @@ class ContentEncoder(PreTrainedModel):
                 self.center.copy_(total / len(texts))
         return self
 
+    def recompute_activations(self) -> None:
+        """Trade compute for memory while training (gradient checkpointing)."""
+        # Renamed in transformers 5.24; the old name warns there.
+        enable = getattr(self, "activation_checkpointing_enable", None) or self.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+
     def save_pretrained(self, save_directory: str | os.PathLike[Any], *args: Any, **kwargs: Any) -> None:
         """Weights, config and tokenizer in one directory."""
         super().save_pretrained(save_directory, *args, **kwargs)
+        for key in _WHERE_READ:
+            self.tokenizer.init_kwargs.pop(key, None)
         self.tokenizer.save_pretrained(save_directory)
 
     @classmethod

@@ -80,7 +80,7 @@ class Stage1Task:
         config = self._config
         encoder = ContentEncoder.build(config, (), self._seed, self._tokenizer)
         if config.gradient_checkpointing:
-            encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            encoder.recompute_activations()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed + 1)
             return Stage1Model(encoder, config.user_layers, config.sequence_length, config.scale).eval()
