@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ TOPIC = "events"
 
 
 @pytest.fixture(params=["memory", "rocksdb", pytest.param("redis", marks=pytest.mark.redis)])
-def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
     """Opens a store; again with the same data (memory: the same object)."""
     kind = request.param
     extra: dict[str, Any] = {}
@@ -50,8 +50,9 @@ def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
         opened.append(open_store(HistoryConfig(store=kind, **extra, **changes)))
         return opened[0]
 
-    request.addfinalizer(lambda: opened and opened[0].close())
-    return open_again
+    yield open_again
+    for store in opened:
+        store.close()
 
 
 def event(offset: int, user: str = "u", key: int = 1, ts: int = 100, id_: int | None = None) -> Entry:
