@@ -18,15 +18,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from hymirec.artifacts import Manifest, read_json, read_manifest, verify, write_json, write_manifest
+from hymirec.artifacts import (
+    MANIFEST,
+    UNLISTED_DIRS,
+    UNLISTED_FILES,
+    Manifest,
+    read_json,
+    read_manifest,
+    verify,
+    write_json,
+    write_manifest,
+)
 from hymirec.catalog.parts import part_paths, read_table, write_table
 from hymirec.catalog.prepared import Catalog
 from hymirec.catalog.schemas import INDEX, ITEM, ITEMS_DIR, KEY, POPULARITY, TITLE
 from hymirec.codebook.table import ItemCodes
 from hymirec.config import ComputeConfig, Config, PipelineConfig, dump
-from hymirec.errors import ArtifactMissingError, BundleError
+from hymirec.errors import ArtifactDamagedError, ArtifactMissingError, BundleError
 from hymirec.recommender.hybrid import HybridModel
 from hymirec.retrieval import ItemIndex
 
@@ -48,8 +59,8 @@ class Bundle:
     popular: NDArray[np.int64]
 
     @classmethod
-    def open(cls, path: str | Path) -> Bundle:
-        """Verify every file of a bundle, then load it.
+    def open(cls, path: str | Path, device: str = "cpu") -> Bundle:
+        """Verify every file of a bundle, then load it; the model goes to `device`, the index stays in memory.
 
         Raises ArtifactMissingError or ArtifactDamagedError with the name of the file, BundleError when the parts are of
         different catalogues or the directory is no bundle.
@@ -60,9 +71,11 @@ class Bundle:
         manifest = verify(directory)
         if manifest.kind != KIND:
             raise BundleError(f"{directory} holds a {manifest.kind!r}, not a bundle; a bundle is RUN_DIR/bundle")
+        _refuse_strangers(directory, manifest)
         catalog = Catalog.open(directory)
         codes = ItemCodes.open(directory / "codes")
         model = HybridModel.open(directory / "recommender", codes)
+        torch.nn.Module.to(model, device)
         index = ItemIndex.open(directory / INDEX_FILE)
         if not len(index) == len(codes) == catalog.size:
             raise BundleError(
@@ -76,8 +89,12 @@ class Bundle:
 def write_bundle(run_dir: Path, config: PipelineConfig, out: Path) -> Manifest:
     """Collect the bundle of a finished run in `out`; the manifest is written last.
 
-    Everything in it is a function of the run's artifacts and of the configuration's parts that shape them.
+    Everything in it is a function of the run's artifacts and of the configuration's parts that shape them. A bundle
+    that stood in `out` is replaced.
     """
+    (out / MANIFEST).unlink(missing_ok=True)
+    for name in (ITEMS_DIR, *COPIED):
+        shutil.rmtree(out / name, ignore_errors=True)
     for part in part_paths(run_dir / "data" / ITEMS_DIR):
         write_table(out / ITEMS_DIR / part.name, read_table(part, [INDEX, ITEM, KEY, TITLE, POPULARITY]))
     for name in COPIED:
@@ -90,6 +107,16 @@ def write_bundle(run_dir: Path, config: PipelineConfig, out: Path) -> Manifest:
     (out / "config.yaml").write_text(_recipe(config), encoding="utf-8")
     (out / "README.md").write_text(_card(config, out), encoding="utf-8")
     return write_manifest(out, KIND)
+
+
+def _refuse_strangers(directory: Path, manifest: Manifest) -> None:
+    """A file that the manifest does not name was never verified; it must not be read by accident."""
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if path.is_dir() or path.name.startswith(".") or name in UNLISTED_FILES or name.split("/")[0] in UNLISTED_DIRS:
+            continue
+        if name not in manifest.files:
+            raise ArtifactDamagedError(f"{path} is not named in the manifest, so nothing vouches for it; remove it")
 
 
 def _recipe(config: PipelineConfig) -> str:

@@ -4,29 +4,38 @@
     model.recommend(history=[(1997, 1291733820), (3231, 1291733820)], k=20)
 
 A history is a list of item ids, or of (item id, time in seconds). Its newest `llm.recent` known items are read by the
-LLM, everything before them by the light recommender. Ids that the bundle does not know are skipped and counted.
+LLM, everything before them (up to `light.max_history`) by the light recommender. Ids that the bundle does not know are
+skipped and counted. Nothing is random: equal requests get equal answers.
 
-Q coarse interests  H width of the light tower  S interests  W item width
+B requests  E long events  T recent items  Q coarse interests  H width of the light tower  S interests  W item width
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hymirec.bundle import Bundle
 from hymirec.catalog.keys import item_keys
+from hymirec.catalog.schemas import MAX_TS
 from hymirec.errors import BundleMismatchError, RequestError
+from hymirec.retrieval import Hits
 
 ItemId = str | int
 HistoryItem = ItemId | tuple[ItemId, int] | list[Any]
+Keys = NDArray[np.uint64]
+Ints = NDArray[np.int64]
+NONE: Ints = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -52,23 +61,33 @@ class Recommendations:
 
 @dataclass(frozen=True)
 class Coarse:
-    """Coarse interests (Q, H) of the first `events` known events, for a first recent event at time `boundary`."""
+    """Coarse interests (Q, H) of a long history. `source` is the hash of what they were computed from."""
 
     vectors: NDArray[np.float32]
     bundle: str
-    events: int
-    boundary: int
+    source: int
 
 
 @dataclass(frozen=True)
 class _Known:
-    """A history that the bundle knows: item indices and times, oldest first, cut into long and recent."""
+    """What the bundle knows of a history, oldest first: all its items, and the long and the recent part.
 
-    items: NDArray[np.int64]
-    ts: NDArray[np.int64]
-    split: int
-    unknown: int = 0
-    seen: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    `boundary` is the time of the first recent event: what the light recommender takes for the present.
+    """
+
+    items: Ints
+    long: Ints
+    long_ts: Ints
+    recent: Ints
+    recent_ts: Ints
+    boundary: int
+    unknown: int
+
+    @property
+    def source(self) -> int:
+        """Hash of all that coarse interests depend on, beside the bundle."""
+        numbers = np.concatenate([self.long, self.long_ts, [self.boundary]]).astype("<i8")
+        return xxhash.xxh3_64_intdigest(numbers.tobytes())
 
 
 class HyMiRec:
@@ -79,11 +98,12 @@ class HyMiRec:
         settings = bundle.model.settings
         self._recent = settings.llm.recent
         self._long = settings.light.max_history if settings.light.enabled else 0
+        self._device = next(bundle.model.parameters()).device
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> HyMiRec:
+    def from_pretrained(cls, path: str | Path, device: str = "cpu") -> HyMiRec:
         """Open a bundle; every file is verified first. Raises ArtifactMissingError or ArtifactDamagedError."""
-        return cls(Bundle.open(path))
+        return cls(Bundle.open(path, device))
 
     @property
     def bundle_id(self) -> str:
@@ -98,40 +118,75 @@ class HyMiRec:
         now: int | None = None,
         exclude: Sequence[ItemId] = (),
         filter_seen: bool = True,
+        coarse: Coarse | None = None,
     ) -> Recommendations:
         """The `k` best items for a user with this history at the time `now` (seconds; default: the clock).
 
         Items without a time count as happening now. An empty history, or one of unknown items only, gets popular items
-        (reason "cold_start"). Fewer than `k` items come back when the catalogue has no more.
+        (reason "cold_start"). Fewer than `k` items come back when the catalogue has no more. `coarse`: see
+        `recommend_keys`.
         Raises RequestError for k < 1 or a history that is not a list of ids or pairs.
         """
-        at = int(time.time()) if now is None else now
-        ids, ts = _split_pairs(history, at)
-        return self.recommend_keys(item_keys(ids), ts, k, now=at, exclude=item_keys(exclude), filter_seen=filter_seen)
+        at = _clock(now)
+        keys, ts = _split_pairs(history, at)
+        excluded = _keys(exclude)
+        return self.recommend_keys(keys, ts, k, now=at, exclude=excluded, filter_seen=filter_seen, coarse=coarse)
+
+    def recommend_many(
+        self,
+        histories: Sequence[Sequence[HistoryItem]],
+        k: int = 20,
+        *,
+        now: int | Sequence[int] | None = None,
+        exclude: Sequence[ItemId] = (),
+        filter_seen: bool = True,
+    ) -> list[Recommendations]:
+        """`recommend` for many users in one pass, for batch work; `now` is one time, or one a history.
+
+        Scores equal those of single requests up to rounding (1e-5). A few hundred histories a call are a good size.
+        """
+        _check_k(k)
+        if isinstance(now, (Sequence, np.ndarray)):
+            times = [_clock(at) for at in now]
+        else:
+            times = [_clock(now)] * len(histories)
+        if len(times) != len(histories):
+            raise RequestError(f"expected one `now`, or one for each of {len(histories)} histories; got {len(times)}")
+        excluded = self._indices(_keys(exclude))
+        found = [self._known(*_split_pairs(own, at), at) for own, at in zip(histories, times, strict=True)]
+        rows = [row for row, known in enumerate(found) if len(known.items)]
+        masked = [np.concatenate([excluded, known.items if filter_seen else NONE]) for known in found]
+        interests = self._interests([found[row] for row in rows], [times[row] for row in rows], [None] * len(rows))
+        hits = self.bundle.index.search(interests, min(k, self.bundle.catalog.size), [masked[row] for row in rows])
+        warm = dict(zip(rows, hits, strict=True))
+        return [
+            self._answer(warm[row], known.unknown)
+            if row in warm
+            else self.popular(k, masked[row], "cold_start", unknown=known.unknown)
+            for row, known in enumerate(found)
+        ]
 
     def recommend_keys(
         self,
-        keys: NDArray[np.uint64],
-        ts: NDArray[np.int64],
+        keys: Keys,
+        ts: Ints,
         k: int,
         *,
         now: int,
-        exclude: NDArray[np.uint64] | None = None,
+        exclude: Keys | None = None,
         filter_seen: bool = True,
         coarse: Coarse | None = None,
         stale_ok: bool = False,
     ) -> Recommendations:
-        """Like `recommend`, for a history of item keys.
+        """Like `recommend`, for a history of item keys (n,) uint64 with times (n,) in seconds, in any order.
 
         `coarse` from `coarse_keys` is used when it is what would be computed now; when it is not, it is computed again,
         or with `stale_ok` used all the same (reason "cached_coarse", degraded).
-        Raises BundleMismatchError when `coarse` is of another bundle.
+        Raises RequestError for k < 1, BundleMismatchError when `coarse` is of another bundle.
         """
-        if k < 1:
-            raise RequestError(f"k must be at least 1, got {k}")
-        known = self._known(keys, ts)
-        excluded = self.bundle.catalog.indices_of_keys(exclude) if exclude is not None else np.empty(0, np.int64)
-        excluded = np.concatenate([excluded[excluded >= 0], known.items if filter_seen else known.items[:0]])
+        _check_k(k)
+        known = self._known(keys, ts, now)
+        excluded = np.concatenate([self._indices(exclude), known.items if filter_seen else NONE])
         if not len(known.items):
             return self.popular(k, excluded, "cold_start", unknown=known.unknown)
         if coarse is not None and coarse.bundle != self.bundle_id:
@@ -139,21 +194,13 @@ class HyMiRec:
                 f"coarse interests are of bundle {coarse.bundle[:12]}, this one is {self.bundle_id[:12]}; "
                 "compute them again"
             )
-        fresh = coarse is not None and (coarse.events, coarse.boundary) == (known.split, self._boundary(known, now))
-        usable = coarse if fresh or stale_ok else None
-        interests = self._interests(known, now, usable)
+        stale = coarse is not None and coarse.source != known.source
+        usable = coarse if stale_ok or not stale else None
+        interests = self._interests([known], [now], [usable])
         (hits,) = self.bundle.index.search(interests, min(k, self.bundle.catalog.size), [excluded])
-        items = [
-            self._item(int(i), float(score), int(interest))
-            for i, score, interest in zip(hits.items, hits.scores, hits.interests, strict=True)
-        ]
-        stale = usable is not None and not fresh
-        reason = "cached_coarse" if stale else "full"
-        return Recommendations(items, self.bundle_id, reason, degraded=stale, unknown_items=known.unknown)
+        return self._answer(hits, known.unknown, stale=stale and usable is not None)
 
-    def popular(
-        self, k: int, excluded: NDArray[np.int64], reason: str, degraded: bool = False, unknown: int = 0
-    ) -> Recommendations:
+    def popular(self, k: int, excluded: Ints, reason: str, degraded: bool = False, unknown: int = 0) -> Recommendations:
         """The most popular items of the training data; a score is the item's share of the most popular one's events."""
         order = self.bundle.popular[~np.isin(self.bundle.popular, excluded)][:k]
         counts = self.bundle.catalog.popularity
@@ -161,82 +208,137 @@ class HyMiRec:
         items = [self._item(int(i), float(counts[i] / top), None) for i in order]
         return Recommendations(items, self.bundle_id, reason, degraded, unknown)
 
-    def coarse_keys(self, keys: NDArray[np.uint64], ts: NDArray[np.int64], now: int) -> Coarse:
-        """Coarse interests of a history, to be kept until it changes and given back to `recommend_keys`."""
-        known = self._known(keys, ts)
-        boundary = self._boundary(known, now)
+    def coarse(self, history: Sequence[HistoryItem], *, now: int | None = None) -> Coarse:
+        """Coarse interests of a history, to be kept until it changes and given back to `recommend`."""
+        at = _clock(now)
+        return self.coarse_keys(*_split_pairs(history, at), at)
+
+    def coarse_keys(self, keys: Keys, ts: Ints, now: int) -> Coarse:
+        """Like `coarse`, for a history of item keys."""
+        known = self._known(keys, ts, now)
         with torch.inference_mode():
-            vectors = self._coarse(known, boundary)[0].float().cpu().numpy()
-        return Coarse(vectors, self.bundle_id, known.split, boundary)
+            vectors = self._coarse([known])[0].float().cpu().numpy()
+        return Coarse(vectors, self.bundle_id, known.source)
 
     def interests(self, history: Sequence[HistoryItem], *, now: int | None = None) -> NDArray[np.float32]:
         """The user's interests (S, W), unit vectors of item space; (0, W) when no item of the history is known."""
-        at = int(time.time()) if now is None else now
-        ids, ts = _split_pairs(history, at)
-        known = self._known(item_keys(ids), ts)
+        at = _clock(now)
+        known = self._known(*_split_pairs(history, at), at)
         if not len(known.items):
             return np.empty((0, self.bundle.index.width), np.float32)
-        return self._interests(known, at, None)[0]
+        found: NDArray[np.float32] = self._interests([known], [at], [None])[0]
+        return found
 
-    def _known(self, keys: NDArray[np.uint64], ts: NDArray[np.int64]) -> _Known:
-        """Known items in order of time (ties as given), and where the recent ones begin."""
-        order = np.argsort(ts, kind="stable")
+    def _indices(self, keys: Keys | None) -> Ints:
+        """Indices of the known ones among item keys."""
+        if keys is None:
+            return NONE
+        indices = self.bundle.catalog.indices_of_keys(keys)
+        return indices[indices >= 0]
+
+    def _known(self, keys: Keys, ts: Ints, now: int) -> _Known:
+        """Known items in order of time (ties as given), cut into long and recent."""
+        times = np.asarray(ts, np.int64)
+        order = np.argsort(times, kind="stable")
         items = self.bundle.catalog.indices_of_keys(np.asarray(keys, np.uint64)[order])
         known = items >= 0
+        items, times = items[known], times[order][known]
+        split = max(0, len(items) - self._recent)
+        long = slice(max(0, split - self._long), split)
         return _Known(
-            items[known],
-            np.asarray(ts, np.int64)[order][known],
-            max(0, int(known.sum()) - self._recent),
-            int((~known).sum()),
+            items=items,
+            long=items[long],
+            long_ts=times[long],
+            recent=items[split:],
+            recent_ts=times[split:],
+            boundary=int(times[split]) if len(items) else now,
+            unknown=int((~known).sum()),
         )
 
-    @staticmethod
-    def _boundary(known: _Known, now: int) -> int:
-        """Time of the first recent event: what the light tower takes for the present."""
-        return int(known.ts[known.split]) if known.split < len(known.ts) else now
+    def _coarse(self, known: Sequence[_Known]) -> Tensor:
+        """Coarse interests (B, Q, H) of the long histories."""
+        items, ts, mask = self._padded([(row.long, row.long_ts) for row in known])
+        boundary = torch.tensor([row.boundary for row in known], device=self._device)
+        return self.bundle.model.coarse(items, ts, mask, boundary)
 
-    def _coarse(self, known: _Known, boundary: int) -> torch.Tensor:
-        start = max(0, known.split - self._long)
-        items, ts = known.items[start : known.split], known.ts[start : known.split]
-        return self.bundle.model.coarse(
-            torch.from_numpy(items)[None],
-            torch.from_numpy(ts)[None],
-            torch.ones(1, len(items), dtype=torch.bool),
-            torch.tensor([boundary]),
-        )
-
-    def _interests(self, known: _Known, now: int, coarse: Coarse | None) -> NDArray[np.float32]:
+    def _interests(
+        self, known: Sequence[_Known], now: Sequence[int], coarse: Sequence[Coarse | None]
+    ) -> NDArray[np.float32]:
+        """Interests (B, S, W); coarse ones are computed for the rows that bring none."""
+        missing = [row for row, given in enumerate(coarse) if given is None]
         with torch.inference_mode():
-            if coarse is None:
-                vectors = self._coarse(known, self._boundary(known, now))
-            else:
-                vectors = torch.from_numpy(coarse.vectors)[None]
-            items, ts = known.items[known.split :], known.ts[known.split :]
-            found = self.bundle.model.interests(
-                vectors,
-                torch.from_numpy(items)[None],
-                torch.from_numpy(ts)[None],
-                torch.ones(1, len(items), dtype=torch.bool),
-                torch.tensor([now]),
-            )
+            computed = dict(zip(missing, self._coarse([known[row] for row in missing]), strict=True)) if missing else {}
+            vectors = [
+                computed[row] if given is None else torch.from_numpy(given.vectors).to(self._device)
+                for row, given in enumerate(coarse)
+            ]
+            if not vectors:
+                return np.empty((0, 1, self.bundle.index.width), np.float32)
+            items, ts, mask = self._padded([(row.recent, row.recent_ts) for row in known])
+            at = torch.tensor(now, device=self._device)
+            found = self.bundle.model.interests(torch.stack(vectors), items, ts, mask, at)
         numbers: NDArray[np.float32] = found.float().cpu().numpy()
         return numbers
+
+    def _padded(self, rows: Sequence[tuple[Ints, Ints]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Items, times and mask, all (B, longest), padded on the right."""
+        longest = max((len(items) for items, _ in rows), default=0)
+        items_BT = np.zeros((len(rows), longest), np.int64)
+        ts_BT, mask_BT = np.zeros_like(items_BT), np.zeros(items_BT.shape, bool)
+        for row, (items, ts) in enumerate(rows):
+            items_BT[row, : len(items)], ts_BT[row, : len(items)], mask_BT[row, : len(items)] = items, ts, True
+        padded = [torch.from_numpy(array).to(self._device) for array in (items_BT, ts_BT, mask_BT)]
+        return padded[0], padded[1], padded[2]
+
+    def _answer(self, hits: Hits, unknown: int, stale: bool = False) -> Recommendations:
+        items = [
+            self._item(int(i), float(score), int(interest))
+            for i, score, interest in zip(hits.items, hits.scores, hits.interests, strict=True)
+        ]
+        reason = "cached_coarse" if stale else "full"
+        return Recommendations(items, self.bundle_id, reason, degraded=stale, unknown_items=unknown)
 
     def _item(self, index: int, score: float, interest: int | None) -> Recommendation:
         catalog = self.bundle.catalog
         return Recommendation(catalog.item_id(index), score, interest, catalog.titles[index].as_py())
 
 
-def _split_pairs(history: Sequence[HistoryItem], now: int) -> tuple[list[ItemId], NDArray[np.int64]]:
+def _check_k(k: int) -> None:
+    if not _whole(k) or k < 1:
+        raise RequestError(f"k must be a whole number of at least 1, got {k!r}")
+
+
+def _whole(value: object) -> bool:
+    """Whether a value is an integer, numpy's included; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _clock(now: int | None) -> int:
+    if now is None:
+        return int(time.time())
+    if not _whole(now) or not 0 <= now <= MAX_TS:
+        raise RequestError(f"now: expected seconds since 1970 as a whole number, got {now!r}")
+    return int(now)
+
+
+def _keys(ids: Sequence[ItemId]) -> Keys:
+    wrong = [entry for entry in ids if not (isinstance(entry, str) or _whole(entry))]
+    if wrong or isinstance(ids, str):
+        raise RequestError(f"expected a list of item ids (strings or integers), got {wrong[0] if wrong else ids!r}")
+    return item_keys(ids)
+
+
+def _split_pairs(history: Sequence[HistoryItem], now: int) -> tuple[Keys, Ints]:
+    """Keys (n,) and times (n,) of a history as users write it."""
+    if isinstance(history, str):
+        raise RequestError(f"a history is a list of item ids, not one string: {history!r}")
     ids: list[ItemId] = []
     ts: list[int] = []
     for entry in history:
-        if isinstance(entry, (str, int)) and not isinstance(entry, bool):
-            ids.append(entry)
-            ts.append(now)
-        elif isinstance(entry, (tuple, list)) and len(entry) == 2 and isinstance(entry[1], int):
-            ids.append(entry[0])
-            ts.append(entry[1])
-        else:
+        item: Any
+        item, at = entry if isinstance(entry, (tuple, list)) and len(entry) == 2 else (entry, now)
+        if not (isinstance(item, str) or _whole(item)) or not _whole(at) or not 0 <= at <= MAX_TS:
             raise RequestError(f"a history is a list of item ids or of (item id, seconds) pairs; got {entry!r}")
-    return ids, np.array(ts, np.int64)
+        ids.append(item)
+        ts.append(int(at))
+    return item_keys(ids), np.array(ts, np.int64)

@@ -4,14 +4,19 @@ Each interest is searched for the same K with the inner product of unit vectors,
 item among the top K of the maximum is among the top K of the interest that attains it, so the merge is exact whenever
 the search of one interest is. Never a sum over interests.
 
+Where scores are equal across the end of a list (items with one text and no learned part have one vector), the list is
+searched again twice as far, so that the items of a tie are always those with the lowest index.
+
 B requests  S interests  W width  N items  K results in total
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -20,28 +25,42 @@ from numpy.typing import NDArray
 from hymirec.config import RetrievalConfig
 from hymirec.errors import ArtifactDamagedError, ArtifactMissingError, RequestError
 
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
 
 @dataclass(frozen=True)
 class Hits:
-    """One request's results, best first; ties in ascending order of item index. Fewer than K when no more are left."""
+    """One request's results, best first; ties in ascending order of item index. Fewer than K when no more are left.
 
-    items: NDArray[np.int64]
-    scores: NDArray[np.float32]
-    interests: NDArray[np.int64]
+    `interests` names the interest that gives the score, the first of equal ones.
+    """
+
+    items: Ints
+    scores: Floats
+    interests: Ints
 
     def __len__(self) -> int:
         return len(self.items)
 
 
 class ItemIndex:
-    """A faiss index of unit item vectors (N, W); row = item index."""
+    """A faiss index of unit item vectors (N, W); row = item index. Safe to search from several threads."""
 
     def __init__(self, index: faiss.Index) -> None:
         self._index = index
+        self._approximate = isinstance(index, faiss.IndexHNSW)
+        # HNSW keeps the vectors in a flat index of its own.
+        inner: Any = index
+        self._flat = faiss.downcast_index(inner.storage) if self._approximate else index
 
     @classmethod
-    def build(cls, vectors_NW: NDArray[np.float32], config: RetrievalConfig) -> ItemIndex:
-        """`flat` is exact; `hnsw` is approximate and faster from some 10^5 items on."""
+    def build(cls, vectors_NW: Floats, config: RetrievalConfig) -> ItemIndex:
+        """`flat` is exact; `hnsw` is approximate and faster from some 10^5 items on.
+
+        Links of an HNSW graph depend on the order of insertion: it is built by one thread, so that equal vectors give
+        equal bytes.
+        """
         width = vectors_NW.shape[1]
         if config.index == "flat":
             index: faiss.Index = faiss.IndexFlatIP(width)
@@ -49,7 +68,8 @@ class ItemIndex:
             index = faiss.IndexHNSWFlat(width, config.hnsw_links, faiss.METRIC_INNER_PRODUCT)
             index.hnsw.efConstruction = 2 * config.hnsw_search
             index.hnsw.efSearch = config.hnsw_search
-        index.add(np.ascontiguousarray(vectors_NW, np.float32))
+        with _one_thread():
+            index.add(np.ascontiguousarray(vectors_NW, np.float32))
         return cls(index)
 
     def __len__(self) -> int:
@@ -74,9 +94,7 @@ class ItemIndex:
         except RuntimeError as e:
             raise ArtifactDamagedError(f"{path} is no faiss index ({e}); write the bundle again") from e
 
-    def search(
-        self, interests_BSW: NDArray[np.float32], k: int, exclude: Sequence[NDArray[np.integer]] | None = None
-    ) -> list[Hits]:
+    def search(self, interests_BSW: Floats, k: int, exclude: Sequence[NDArray[np.integer]] | None = None) -> list[Hits]:
         """The K best items of each request that are not among its excluded ones.
 
         Over-fetches as many as are excluded and filters exactly, so excluded items never make a list shorter than the
@@ -85,29 +103,62 @@ class ItemIndex:
         if k < 1:
             raise RequestError(f"k must be at least 1, got {k}")
         batch, interests, width = interests_BSW.shape
-        excluded = exclude if exclude is not None else [np.empty(0, np.int64)] * batch
+        excluded = [np.unique(row) for row in exclude] if exclude is not None else [np.empty(0, np.int64)] * batch
+        wanted = min(len(self), k + max((len(row) for row in excluded), default=0))
+        if not batch or not wanted:
+            return [Hits(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64))] * batch
         queries = np.ascontiguousarray(interests_BSW.reshape(batch * interests, width), np.float32)
-        wanted = min(len(self), k + max((len(np.unique(row)) for row in excluded), default=0))
-        if wanted == 0:
-            empty = Hits(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64))
-            return [empty] * batch
         scores, items = self._index.search(queries, wanted)
-        scores, items = scores.reshape(batch, -1), items.reshape(batch, -1)
-        interest = np.repeat(np.arange(interests), wanted)
-        return [_merge(items[row], scores[row], interest, excluded[row], k) for row in range(batch)]
+        scores, items = scores.reshape(batch, interests, wanted), items.reshape(batch, interests, wanted)
+        return [
+            self._row(interests_BSW[row], items[row], scores[row], excluded[row], k, self._approximate)
+            for row in range(batch)
+        ]
+
+    def _row(
+        self,
+        interests_SW: Floats,
+        items_SF: Ints,
+        scores_SF: Floats,
+        excluded: NDArray[np.integer],
+        k: int,
+        approximate: bool,
+    ) -> Hits:
+        """Merge one request's lists; search further while they are too short or end inside a tie."""
+        fetched = items_SF.shape[1]
+        hits = merge(items_SF, scores_SF, excluded, k)
+        if approximate:
+            # A graph may not reach all items that were asked for; few requests ask for so many.
+            if (items_SF >= 0).all():
+                return hits
+        elif fetched == len(self) or hits.scores[-1] > scores_SF[:, -1].max():
+            return hits
+        else:
+            fetched = min(len(self), 2 * fetched)
+        scores_SF, items_SF = self._flat.search(np.ascontiguousarray(interests_SW, np.float32), fetched)
+        return self._row(interests_SW, items_SF, scores_SF, excluded, k, approximate=False)
 
 
-def _merge(
-    items: NDArray[np.int64],
-    scores: NDArray[np.float32],
-    interests: NDArray[np.int64],
-    excluded: NDArray[np.integer],
-    k: int,
-) -> Hits:
-    """Best score of each item, without the excluded ones; by falling score, then by item, then by interest."""
+def merge(items_SF: Ints, scores_SF: Floats, excluded: NDArray[np.integer], k: int) -> Hits:
+    """Best score of each item over S lists of F, without the excluded ones; -1 is no item.
+
+    By falling score, then by item, then by interest.
+    """
+    items, scores = items_SF.reshape(-1), scores_SF.reshape(-1)
+    interests = np.repeat(np.arange(items_SF.shape[0]), items_SF.shape[1])
     kept = (items >= 0) & ~np.isin(items, excluded)
     items, scores, interests = items[kept], scores[kept], interests[kept]
     order = np.lexsort((interests, items, -scores))
     items, scores, interests = items[order], scores[order], interests[order]
     first = np.sort(np.unique(items, return_index=True)[1])[:k]
     return Hits(items[first], scores[first], interests[first])
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)

@@ -40,6 +40,17 @@ def test_equal_scores_come_in_order_of_item() -> None:
     assert hits.items.tolist() == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("k", [1, 3, 7, 150, 299])
+def test_a_tie_across_the_end_of_the_list_goes_to_the_lowest_items(k: int) -> None:
+    rng = np.random.default_rng(1)
+    vectors = np.repeat(unit(rng, 30, 8), 10, axis=0)[rng.permutation(300)]
+    queries = unit(rng, 1, 3, 8)
+    scores = np.stack([[np.dot(v, q) for v in vectors] for q in queries[0]]).max(axis=0).round(5)
+    (hits,) = ItemIndex.build(vectors, FLAT).search(queries, k, [np.array([5, 6])])
+    best = [i for i in np.lexsort((np.arange(300), -scores)).tolist() if i not in (5, 6)][:k]
+    assert hits.items.tolist() == best
+
+
 def test_excluding_everything_gives_an_empty_list() -> None:
     vectors = np.eye(3, dtype=np.float32)
     (hits,) = ItemIndex.build(vectors, FLAT).search(vectors[None, :1], 2, [np.arange(3)])
@@ -58,6 +69,22 @@ def test_hnsw_finds_what_flat_finds() -> None:
     found = ItemIndex.build(vectors, RetrievalConfig(index="hnsw")).search(queries, 100)
     recall = np.mean([len(set(a.items) & set(b.items)) / 100 for a, b in zip(exact, found, strict=True)])
     assert recall >= 0.98
+
+
+def test_hnsw_gives_all_items_when_all_are_asked_for() -> None:
+    vectors = unit(np.random.default_rng(0), 400, 8)
+    # Many equal vectors leave parts of a graph out of reach.
+    vectors[:300] = vectors[0]
+    index = ItemIndex.build(vectors, RetrievalConfig(index="hnsw", hnsw_links=4, hnsw_search=16))
+    (hits,) = index.search(vectors[None, 350:352], 1000, [np.array([3])])
+    assert sorted(hits.items.tolist()) == [i for i in range(400) if i != 3]
+
+
+def test_an_hnsw_index_has_the_same_bytes_each_time(tmp_path: Path) -> None:
+    vectors = unit(np.random.default_rng(0), 2000, 8)
+    for name in ("a", "b"):
+        ItemIndex.build(vectors, RetrievalConfig(index="hnsw")).save(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw"])
