@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,11 @@ from hymirec.codebook import (
     TorchDistributedReducer,
     code_part,
     fit_codebook,
-    quality_report,
+    sample_report,
     to_markdown,
 )
 from hymirec.config import PipelineConfig
+from hymirec.errors import ArtifactError
 from hymirec.training.reporter import ProgressFile
 from ray_jobs.console import OnProgress
 from ray_jobs.parts import map_parts
@@ -33,7 +35,7 @@ from ray_jobs.trainer import PROGRESS, followed, run_workers
 
 # Passes between two checkpoints; a pass is cheap beside the barrier that a report is.
 CHECKPOINT_EVERY = 4
-REPORTED_ROWS = 20_000
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,59 +46,65 @@ class _Work:
 
 
 def _worker(work: dict[str, _Work]) -> None:
+    """Fit on this rank's contiguous share of the items; rank 0 writes the artifact."""
     job = work["work"]
     config, compute = job.config.codebook, job.config.compute
     torch.set_num_threads(compute.threads_per_worker)
-    # Exact integers need full fp32 products on a GPU.
-    torch.backends.cuda.matmul.allow_tf32 = False
     reducer: Reducer = TorchDistributedReducer() if dist.is_initialized() else IdentityReducer()
     embeddings = job.run_dir / "embeddings"
     total = count_rows(embeddings)
-    start, stop = (total * r // reducer.world for r in (reducer.rank, reducer.rank + 1))
+    start, stop = (total * rank // reducer.world for rank in (reducer.rank, reducer.rank + 1))
     rows = torch.from_numpy(read_vectors(embeddings, start, stop)).to("cuda" if compute.use_gpu else "cpu")
     progress = ProgressFile(job.out / PROGRESS) if reducer.rank == 0 else None
 
     def on_iteration(state: FitState) -> None:
         if progress is not None:
-            done = state.layer * config.iterations + state.iteration
-            progress.write(0, done, config.layers * config.iterations, {})
+            passes = state.layer * config.iterations + state.iteration
+            progress.write(0, passes, config.layers * config.iterations, {})
         if state.iteration % CHECKPOINT_EVERY == 0 or state.iteration == config.iterations:
             _checkpoint(state, reducer.rank)
 
-    state = _resumed()
-    codebook, usage = fit_codebook(rows, np.arange(start, stop), config, job.config.seed, reducer, state, on_iteration)
+    state = _newest_state()
+    codebook = fit_codebook(rows, np.arange(start, stop), config, job.config.seed, reducer, state, on_iteration)
     if reducer.rank == 0:
-        sample = torch.from_numpy(read_vectors(embeddings, 0, min(total, REPORTED_ROWS)))
-        report = quality_report(codebook, sample, 2 if config.magnitudes == "float16" else 4, usage)
+        codebook = codebook.cpu()
+        report = sample_report(codebook, embeddings)
         codebook.save_pretrained(job.out)
         write_json(job.out / "report.json", report)
-        write_atomic(job.out / "report.md", to_markdown(report).encode())
+        write_atomic(job.out / "README.md", to_markdown(report).encode())
 
 
-def _resumed() -> FitState | None:
+def _newest_state() -> FitState | None:
+    """What Ray Train holds of an earlier attempt; a damaged state is as good as none, only slower."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return None
-    with checkpoint.as_directory() as directory:
-        return FitState.load(Path(directory))
+    try:
+        with checkpoint.as_directory() as directory:
+            return FitState.load(Path(directory))
+    except (ArtifactError, OSError) as e:
+        log.warning("the fit starts from its beginning: %s", e)
+        return None
 
 
 def _checkpoint(state: FitState, rank: int) -> None:
+    """Every rank reports (it is a barrier); the state is the same on all, so rank 0 hands it over."""
+    metrics = {"layer": state.layer, "iteration": state.iteration}
     if rank != 0:
-        ray.train.report({"layer": state.layer, "iteration": state.iteration})
+        ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as directory:
         state.save(Path(directory))
-        ray.train.report(
-            {"layer": state.layer, "iteration": state.iteration},
-            checkpoint=ray.train.Checkpoint.from_directory(directory),
-        )
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
 
 
 def codebook_step(
     config: PipelineConfig, run_dir: Path, out: Path, inputs: str, on_progress: OnProgress | None = None
 ) -> dict[str, Any]:
-    """Fit the codebook of `run_dir/embeddings` into `out`; the same bytes for any number of workers."""
+    """Fit the codebook of `run_dir/embeddings` into `out`: the same bytes for any number of workers and any kills.
+
+    `inputs` names the fit: equal inputs continue an unfinished one. Returns nothing that depends on scheduling.
+    """
     with followed(out / PROGRESS, 1, on_progress):
         run_workers(_worker, _Work(config, run_dir, out), config.compute, out, inputs)
     return {}
@@ -105,27 +113,24 @@ def codebook_step(
 class CodeWorker:
     """Holds the codebook; one call codes one part."""
 
-    def __init__(self, codebook_dir: str, target: str, magnitudes: str, threads: int) -> None:
+    def __init__(self, codebook_dir: str, target: str, threads: int) -> None:
         torch.set_num_threads(threads)
         self._codebook = ResidualCodebook.from_pretrained(codebook_dir)
         self._target = Path(target)
-        self._magnitudes = magnitudes
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Code the parts of the batch."""
         paths = [Path(str(path)) for path in batch["part"]]
-        rows = [code_part(self._codebook, path, self._target / path.name, self._magnitudes) for path in paths]  # type: ignore[arg-type]
-        return {"rows": np.array(rows)}
+        return {"rows": np.array([code_part(self._codebook, path, self._target / path.name) for path in paths])}
 
 
 def codes_step(
     config: PipelineConfig, run_dir: Path, out: Path, on_progress: OnProgress | None = None
 ) -> dict[str, Any]:
-    """Write `out/part-*.parquet`, one for each part of the embeddings."""
+    """Write `out/part-*.parquet`, one for each part of the embeddings. Coding needs no GPU and asks for none."""
     arguments = {
         "codebook_dir": str(run_dir / "codebook"),
         "target": str(out),
-        "magnitudes": config.codebook.magnitudes,
         "threads": config.compute.threads_per_worker,
     }
     compute = config.compute.model_copy(update={"use_gpu": False})

@@ -1,44 +1,117 @@
-"""Assignments that do not depend on who computes them: integer arithmetic inside an fp32 product.
+"""Arithmetic whose result depends on the numbers alone: not on chunking, threads, workers or the kind of processor.
 
-A unit row is scaled by `SCALE` and rounded to integers. Every partial sum of the product of two such rows is an integer
-of at most |q| |c| <= (SCALE + sqrt(D) / 2)^2 < 2^24 (Cauchy and Schwarz), which fp32 holds exactly, so the result is
-the same for any order of summation, batch size, number of threads and number of workers. Rounding costs 1 / (2 SCALE)
-a component, some 1e-4 of a cosine.
+Floating-point sums depend on their order, and matrix products choose it by shape, thread count and instruction set. So:
 
-N rows  K centroids  D width
+- Sums over a row are a fixed tree of element-wise additions (`tree_sum`).
+- A direction is kept as integers: a unit vector times a length below sqrt(2^23), rounded (`to_units`). Every partial
+  sum of a product of two such rows is then an integer below 2^24 by Cauchy-Schwarz, which fp32 holds: an ordinary
+  fp32 matrix product of them is exact in any order (`exact_scores`). The rounding turns a 384-d vector by 0.1 degrees.
+- Sums over rows are 64-bit integers.
+
+N, B rows  D width  K centroids
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-SCALE = 4000.0
-# Rows a product; bounds the (rows, K) score matrix.
-CHUNK_SCORES = 1 << 23
+# A product of two rows, and a price, each stay within this; their difference within 2^24.
+MAX_PRODUCT = 2**23
+MAX_WIDTH = 1 << 20
+# Rows that are converted to fp64 at a time.
+CHUNK_ROWS = 4096
+# Scores that are held at a time: 64 MiB of fp32.
+CHUNK_SCORES = 1 << 24
 
 
-def quantise(x_ND: Tensor) -> Tensor:
-    """Integer rows (N, D, int16) of the directions of fp32 rows; a zero row stays zero.
+def unit_length(width: int) -> int:
+    """Length of the integer vector that stands for a unit vector of this width, before rounding.
 
-    The norm is taken in fp64 row by row, so that a row's integers do not depend on its neighbours.
+    Rounding moves a vector by at most sqrt(D) / 2, so a rounded one is never longer than sqrt(MAX_PRODUCT).
     """
-    wide = x_ND.to(torch.float64)
-    norm_N1 = (wide * wide).sum(dim=1, keepdim=True).sqrt()
-    unit = torch.where(norm_N1 > 0, wide / norm_N1.clamp(min=1e-300), 0.0)
-    return (unit * SCALE).round().to(torch.int16)
+    if not 1 <= width <= MAX_WIDTH:
+        raise ValueError(f"expected 1..{MAX_WIDTH} dimensions, got {width}")
+    return math.floor(math.sqrt(MAX_PRODUCT) - math.sqrt(width) / 2)
 
 
-def score(q_ND: Tensor, centroids_KD: Tensor) -> Tensor:
-    """Exact integer products (N, K) as fp32, in units of SCALE^2; both arguments hold integers."""
-    return q_ND.to(torch.float32) @ centroids_KD.to(torch.float32).T
+def tree_sum(x_ND: Tensor) -> Tensor:
+    """Sum over the last dimension, (N,), in an order fixed by the width alone."""
+    width = x_ND.shape[-1]
+    while width > 1:
+        half = width // 2
+        folded = x_ND[..., :half] + x_ND[..., half : 2 * half]
+        if width % 2:
+            folded[..., 0] += x_ND[..., width - 1]
+        x_ND, width = folded, half
+    return x_ND[..., 0]
 
 
-def assign(q_ND: Tensor, centroids_KD: Tensor, price_K: Tensor | None = None) -> Tensor:
-    """Index (N,) of the centroid with the largest product, less its price; the first of equals."""
-    step = max(1, CHUNK_SCORES // max(1, len(centroids_KD)))
-    codes = torch.empty(len(q_ND), dtype=torch.int64, device=q_ND.device)
-    for start in range(0, len(q_ND), step):
-        scores = score(q_ND[start : start + step], centroids_KD)
-        codes[start : start + step] = (scores if price_K is None else scores - price_K).argmax(dim=1)
-    return codes
+def norms(x_ND: Tensor) -> Tensor:
+    """Lengths of rows in fp64, (N,). Finite fp32 rows cannot overflow."""
+    x_ND = x_ND.double()
+    return tree_sum(x_ND * x_ND).sqrt()
+
+
+def to_units(x_ND: Tensor) -> Tensor:
+    """Directions of finite rows as integers, int16 (N, D); a zero row stays zero."""
+    units = torch.empty(x_ND.shape, dtype=torch.int16, device=x_ND.device)
+    length = unit_length(x_ND.shape[1])
+    for start in range(0, len(x_ND), CHUNK_ROWS):
+        x = x_ND[start : start + CHUNK_ROWS].double()
+        # Scaled first: the square of a tiny fp64 value would be zero.
+        largest = x.abs().amax(1, keepdim=True)
+        x = x / torch.where(largest > 0, largest, torch.ones_like(largest))
+        norm = tree_sum(x * x).sqrt()[:, None]
+        factor = length / torch.where(norm > 0, norm, torch.ones_like(norm))
+        units[start : start + CHUNK_ROWS] = (x * factor).round().to(torch.int16)
+    return units
+
+
+def from_units(units_KD: Tensor) -> Tensor:
+    """Unit rows in fp32 (K, D) of integer directions; a zero row stays zero."""
+    x = units_KD.double()
+    norm = norms(x)[:, None]
+    return (x / torch.where(norm > 0, norm, torch.ones_like(norm))).float()
+
+
+def exact_scores(units_BD: Tensor, table_DK: Tensor, price_K: Tensor | None = None) -> Tensor:
+    """Products of integer directions, fp32 (B, K), minus a price for each centroid. Every value is an exact integer.
+
+    `table_DK` holds integer directions as fp32 columns; `price_K` integers within MAX_PRODUCT as fp32. Call inside
+    `exact_products()`.
+    """
+    rows = units_BD.to(torch.float32)
+    return rows @ table_DK if price_K is None else torch.addmm(price_K, rows, table_DK, beta=-1)
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """No TF32 and no bf16 in fp32 matrix products, whatever the process has chosen for its models."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def chunk_rows(centroids: int) -> int:
+    """Rows scored at a time."""
+    return max(1, min(CHUNK_ROWS, CHUNK_SCORES // centroids))
+
+
+def mix(values: NDArray[np.uint64], salt: int) -> NDArray[np.uint64]:
+    """Hash of 64-bit values under a salt (SplitMix64's finaliser): equal on every machine."""
+    x = values + np.array((salt * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF, np.uint64)
+    x = (x ^ (x >> np.uint64(30))) * np.array(0xBF58476D1CE4E5B9, np.uint64)
+    x = (x ^ (x >> np.uint64(27))) * np.array(0x94D049BB133111EB, np.uint64)
+    result: NDArray[np.uint64] = x ^ (x >> np.uint64(31))
+    return result

@@ -1,106 +1,237 @@
-"""The codebook itself: project, encode, decode, save.
+"""Cosine residual codebook: an embedding becomes one code and one magnitude a layer, and a few table rows again.
 
-Source: HyMiRec (arXiv 2510.13738), codebook section. N rows  L layers  K centroids  D width  H projected width
+Layer l picks the centroid with the largest cosine to the residual and removes the residual's projection on it (not the
+centroid itself). So a residual is orthogonal to its centroid, |e|^2 = sum a_l^2 + |rest|^2, and the norm never grows.
+Source: HyMiRec, arXiv 2510.13738, codebook section.
+
+N rows  D width  L layers  K centroids  H projected width
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
 
-from hymirec.artifacts import read_json, write_json
-from hymirec.codebook.exact import assign, quantise
-from hymirec.errors import ArtifactMissingError, ZeroCentroidError
+from hymirec.artifacts import read_json, write_atomic
+from hymirec.codebook.exact import (
+    CHUNK_ROWS,
+    chunk_rows,
+    exact_products,
+    exact_scores,
+    norms,
+    to_units,
+    tree_sum,
+    unit_length,
+)
+from hymirec.errors import ArtifactDamagedError, ArtifactMissingError, NonFiniteEmbeddingError, ZeroCentroidError
 
-WEIGHTS = "codebook.safetensors"
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "codebook.safetensors"
+MODEL_TYPE = "hymirec_codebook"
+# What is left of a row counts as nothing below this share of its norm: it is fp32 rounding.
+NOTHING_LEFT = 1e-6
+# Two integer products nearer than this many unit lengths may be out of order (rounding of the row: 6 standard
+# deviations), so those rows are decided in fp64 among this many candidates.
+DOUBT = 4.0
+CANDIDATES = 4
 
 
-def project_out(residual_ND: Tensor, centroid_ND: Tensor) -> tuple[Tensor, Tensor]:
+def project_out(residual_BD: Tensor, centroid_BD: Tensor) -> tuple[Tensor, Tensor]:
     """Remove from each residual its projection on its centroid.
 
-    Returns the new residual (N, D, fp32) and the signed magnitude (N,), in units of the vector's norm: the length of
-    the projection along the centroid's direction. Computed in fp64, row by row.
-    Raises ZeroCentroidError for a centroid of length zero.
+    Returns the new residual (B, D) and the signed magnitude (B,), in units of the embedding's norm, both in the
+    residual's dtype. A row's result does not depend on the other rows.
+    Source: HyMiRec, arXiv 2510.13738, codebook section; a zero centroid raises ZeroCentroidError.
     """
-    wide, c = residual_ND.to(torch.float64), centroid_ND.to(torch.float64)
-    norm_N = (c * c).sum(dim=1).sqrt()
-    if bool((norm_N == 0).any()):
+    residual, centroid = residual_BD.double(), centroid_BD.double()
+    square = tree_sum(centroid * centroid)
+    if bool((square == 0).any()):
+        row = int((square == 0).nonzero()[0])
         raise ZeroCentroidError(
-            f"{int((norm_N == 0).sum())} rows are to be projected on a centroid of length zero; fit the codebook again"
+            f"the centroid of row {row} has length zero: a projection on it is not defined; fit the codebook again"
         )
-    direction = c / norm_N[:, None]
-    magnitude_N = (wide * direction).sum(dim=1)
-    return (wide - magnitude_N[:, None] * direction).to(torch.float32), magnitude_N.to(torch.float32)
+    share = tree_sum(residual * centroid) / square
+    left = residual - share[:, None] * centroid
+    dtype = residual_BD.dtype
+    return left.to(dtype), (share * square.sqrt()).to(dtype)
 
 
-class ResidualCodebook:
-    """L layers of K unit centroids (L, K, D)."""
+class ResidualCodebook(nn.Module):
+    """`centroids_LKD`: unit rows, fp32. Encoding is plain argmax; its result is a function of the row alone."""
 
-    def __init__(self, centroids_LKD: Tensor) -> None:
-        self.centroids_LKD = centroids_LKD.to(torch.float32)
-        self._integers_LKD = torch.stack([quantise(layer) for layer in self.centroids_LKD])
+    centroids_LKD: Tensor
+    _units_LKD: Tensor
+
+    def __init__(self, centroids_LKD: Tensor | NDArray[np.floating[Any]], info: dict[str, Any] | None = None) -> None:
+        """Rows that are not of unit length are normalised. `info` is kept in config.json.
+
+        Raises ValueError for a wrong shape and ZeroCentroidError for a row that is zero or not finite.
+        """
+        super().__init__()
+        centroids = torch.as_tensor(centroids_LKD).detach().float().contiguous()
+        if centroids.ndim != 3 or 0 in centroids.shape:
+            raise ValueError(f"expected centroids of shape (layers, centroids, width), got {tuple(centroids.shape)}")
+        flat = centroids.view(-1, centroids.shape[2])
+        norm = norms(flat)
+        bad = ~(torch.isfinite(norm) & (norm > 0))
+        if bool(bad.any()):
+            layer, centroid = divmod(int(bad.nonzero()[0]), centroids.shape[1])
+            raise ZeroCentroidError(
+                f"centroid {centroid} of layer {layer} is zero or not finite and has no direction; fit the "
+                "codebook again"
+            )
+        if bool(((norm - 1).abs() > 1e-5).any()):
+            centroids = (flat.double() / norm[:, None]).float().view_as(centroids)
+        self.info = dict(info or {})
+        self.register_buffer("centroids_LKD", centroids)
+        units = to_units(centroids.view(-1, centroids.shape[2])).view_as(centroids)
+        self.register_buffer("_units_LKD", units, persistent=False)
 
     @property
     def layers(self) -> int:
-        """L."""
+        """Number of residual layers (L)."""
         return self.centroids_LKD.shape[0]
 
     @property
     def centroids(self) -> int:
-        """K."""
+        """Number of centroids a layer (K)."""
         return self.centroids_LKD.shape[1]
 
     @property
     def width(self) -> int:
-        """D."""
+        """Number of dimensions (D)."""
         return self.centroids_LKD.shape[2]
 
-    def encode(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (N, L, int32) and magnitudes (N, L, fp32), greedy by layer; a zero vector has zeros for both.
+    def encode(self, x_ND: Tensor | NDArray[np.floating[Any]]) -> tuple[Tensor, Tensor]:
+        """Greedy codes int32 (N, L) and magnitudes fp32 (N, L); ties go to the lower code.
 
-        A row's result does not depend on the other rows.
+        A zero row, and a row of which nothing is left, has code 0 and magnitude 0.
+        Raises NonFiniteEmbeddingError naming the row.
         """
-        residual = x_ND.to(torch.float32)
-        codes, magnitudes = [], []
-        for layer in range(self.layers):
-            code_N = assign(quantise(residual), self._integers_LKD[layer])
-            residual, magnitude_N = project_out(residual, self.centroids_LKD[layer][code_N])
-            codes.append(code_N)
-            magnitudes.append(magnitude_N)
-        return torch.stack(codes, dim=1).to(torch.int32), torch.stack(magnitudes, dim=1)
+        x_ND = torch.as_tensor(x_ND, device=self.centroids_LKD.device)
+        self._check_width(x_ND)
+        codes = torch.zeros(len(x_ND), self.layers, dtype=torch.int32, device=x_ND.device)
+        magnitudes = torch.zeros(len(x_ND), self.layers, device=x_ND.device)
+        step = chunk_rows(self.centroids)
+        with exact_products():
+            tables = [units.float().T.contiguous() for units in self._units_LKD]
+            for start in range(0, len(x_ND), step):
+                chunk = x_ND[start : start + step].float()
+                raise_not_finite(chunk, start)
+                rows = slice(start, start + len(chunk))
+                self._encode_chunk(chunk, tables, codes[rows], magnitudes[rows])
+        return codes, magnitudes
 
-    def decode(self, codes_NL: Tensor, magnitudes_NL: Tensor) -> Tensor:
-        """Vectors (N, D): the sum of each layer's centroid times its magnitude."""
-        layer_L = torch.arange(self.layers, device=codes_NL.device)
-        picked_NLD = self.centroids_LKD[layer_L, codes_NL.long()]
-        return (magnitudes_NL.to(torch.float32)[..., None] * picked_NLD).sum(dim=1)
+    def _encode_chunk(self, x_BD: Tensor, tables: list[Tensor], codes_BL: Tensor, magnitudes_BL: Tensor) -> None:
+        residual = x_BD
+        least = norms(x_BD) * NOTHING_LEFT
+        for layer, table_DK in enumerate(tables):
+            centroids_KD = self.centroids_LKD[layer]
+            code = _best(residual, table_DK, centroids_KD)
+            left, magnitude = project_out(residual, centroids_KD[code])
+            something = norms(residual) > least
+            codes_BL[:, layer] = torch.where(something, code, 0)
+            magnitudes_BL[:, layer] = torch.where(something, magnitude, 0.0)
+            residual = torch.where(something[:, None], left, 0.0)
+
+    def decode(self, codes_NL: Tensor | NDArray[Any], magnitudes_NL: Tensor | NDArray[Any]) -> Tensor:
+        """sum_l a_l c_l, fp32 (N, D): linear in the magnitudes. Codes may be of any integer type."""
+        codes = _tensor(codes_NL).to(self.centroids_LKD.device, torch.int64)
+        magnitudes = _tensor(magnitudes_NL).to(self.centroids_LKD)
+        if codes.ndim != 2 or codes.shape != magnitudes.shape or codes.shape[1] != self.layers:
+            raise ValueError(
+                f"expected codes and magnitudes of shape (N, {self.layers}), got {tuple(codes.shape)} and "
+                f"{tuple(magnitudes.shape)}"
+            )
+        decoded = self.centroids_LKD.new_zeros(len(codes), self.width)
+        for layer in range(self.layers):
+            decoded += magnitudes[:, layer, None] * self.centroids_LKD[layer][codes[:, layer]]
+        return decoded
 
     def project(self, weight_HD: Tensor) -> Tensor:
-        """The codebook seen through a linear layer, (L, K, H): decoding it equals decoding and then projecting."""
-        return self.centroids_LKD.to(weight_HD.dtype) @ weight_HD.T
+        """The codebook behind a linear layer, (L, K, H), so that K rows are projected and not every event.
 
-    def save_pretrained(self, directory: Path) -> None:
-        """Write `config.json` and `codebook.safetensors`."""
-        directory.mkdir(parents=True, exist_ok=True)
-        save_file({"centroids": self.centroids_LKD.contiguous()}, directory / WEIGHTS)
-        write_json(
-            directory / "config.json",
-            {
-                "model_type": "hymirec_residual_codebook",
-                "layers": self.layers,
-                "centroids": self.centroids,
-                "width": self.width,
-            },
-        )
+        Differentiable in the weight: decode(codes, a) @ W.T = sum_l a_l project(W)[l, code_l].
+        """
+        return self.centroids_LKD.to(weight_HD) @ weight_HD.T
+
+    def save_pretrained(self, directory: Path | str) -> None:
+        """Write config.json and codebook.safetensors; equal codebooks give equal bytes."""
+        path = Path(directory)
+        shape = {"layers": self.layers, "centroids": self.centroids, "width": self.width}
+        config = {"model_type": MODEL_TYPE, "format": 1, **shape, **self.info}
+        tensors = {"centroids": self.centroids_LKD.cpu().contiguous()}
+        write_atomic(path / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
+        write_atomic(path / CONFIG_FILE, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path) -> ResidualCodebook:
-        """Read what `save_pretrained` wrote. Raises ArtifactMissingError."""
+    def from_pretrained(cls, directory: Path | str) -> ResidualCodebook:
+        """Load what `save_pretrained` wrote.
+
+        Raises ArtifactMissingError, or ArtifactDamagedError when the two files do not fit each other.
+        """
         path = Path(directory)
-        read_json(path / "config.json")
-        if not (path / WEIGHTS).is_file():
-            raise ArtifactMissingError(f"{path / WEIGHTS} is not there; run the codebook step")
-        return cls(load_file(path / WEIGHTS)["centroids"])
+        config = read_json(path / CONFIG_FILE)
+        try:
+            centroids = load_file(path / WEIGHTS_FILE)["centroids"]
+        except FileNotFoundError as e:
+            raise ArtifactMissingError(f"{path / WEIGHTS_FILE} is not there; run the codebook step again") from e
+        except (SafetensorError, KeyError, OSError) as e:
+            raise ArtifactDamagedError(
+                f"{path / WEIGHTS_FILE} holds no codebook ({e}); delete the directory and run the codebook step again"
+            ) from e
+        known = {"model_type", "format", "layers", "centroids", "width"}
+        expected = tuple(config.get(name) for name in ("layers", "centroids", "width"))
+        if config.get("model_type") != MODEL_TYPE or config.get("format") != 1 or expected != tuple(centroids.shape):
+            raise ArtifactDamagedError(
+                f"{path}: {CONFIG_FILE} describes {config.get('model_type')!r} format {config.get('format')!r} of "
+                f"shape {expected}, {WEIGHTS_FILE} holds {tuple(centroids.shape)}; delete the directory and run the "
+                "codebook step again"
+            )
+        return cls(centroids, {key: value for key, value in config.items() if key not in known})
+
+    def _check_width(self, x_ND: Tensor) -> None:
+        if x_ND.ndim != 2 or x_ND.shape[1] != self.width:
+            raise ValueError(f"expected rows of shape (N, {self.width}), got {tuple(x_ND.shape)}")
+
+
+def _best(residual_BD: Tensor, table_DK: Tensor, centroids_KD: Tensor) -> Tensor:
+    """Codes (B,) with the largest cosine: exact integer products first, fp64 where these are too near to each other."""
+    scores = exact_scores(to_units(residual_BD), table_DK)
+    best, code = scores.max(1)
+    if len(centroids_KD) == 1:
+        return code
+    others = scores.scatter(1, code[:, None], -torch.inf)
+    doubtful = (best - others.amax(1) <= DOUBT * unit_length(residual_BD.shape[1])).nonzero()[:, 0]
+    for start in range(0, len(doubtful), CHUNK_ROWS // CANDIDATES):
+        rows = doubtful[start : start + CHUNK_ROWS // CANDIDATES]
+        ranked = scores[rows].sort(dim=1, descending=True, stable=True)[1][:, :CANDIDATES].sort(dim=1)[0]
+        products = tree_sum(residual_BD[rows, None].double() * centroids_KD[ranked].double())
+        code[rows] = ranked.gather(1, products.max(1, keepdim=True)[1])[:, 0]
+    return code
+
+
+def raise_not_finite(x_BD: Tensor, first: int) -> None:
+    """Raise NonFiniteEmbeddingError naming the row (counted from `first`) that holds NaN or infinity."""
+    finite = torch.isfinite(x_BD).all(1)
+    if not bool(finite.all()):
+        row = first + int((~finite).nonzero()[0])
+        raise NonFiniteEmbeddingError(
+            f"the embedding of row {row} holds NaN or infinity; look at that item's text and at the "
+            "weights that encoded it"
+        )
+
+
+def _tensor(values: Tensor | NDArray[Any]) -> Tensor:
+    """torch has few operations on uint16: numpy's become int64."""
+    if isinstance(values, np.ndarray):
+        return torch.from_numpy(values.astype(np.int64 if values.dtype.kind in "ui" else np.float32))
+    return values

@@ -1,0 +1,91 @@
+"""Where a fit stands, small enough to be written after every pass: 2 bytes a component of each centroid so far.
+
+A saved state is two files, the JSON one last with the hash of the other: half a state is never believed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from hymirec.artifacts import hash_file, read_json, write_atomic, write_json
+from hymirec.errors import ArtifactDamagedError
+
+TENSORS_FILE = "fit.safetensors"
+STATE_FILE = "fit.json"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How evenly centroids are used. `max_over_mean` is 1 when all are used alike; `dead` ones are never used."""
+
+    max_over_mean: float
+    cv: float
+    perplexity: float
+    dead: int
+
+    @classmethod
+    def of(cls, counts_K: Tensor) -> Usage:
+        """From rows a centroid; perplexity is exp of the entropy, K when all are used alike."""
+        counts = counts_K.double().cpu()
+        total = max(float(counts.sum()), 1.0)
+        mean = total / len(counts)
+        share = counts[counts > 0] / total
+        return cls(
+            round(float(counts.max()) / mean, 6),
+            round(float(counts.std(correction=0)) / mean, 6),
+            round(float(torch.exp(-(share * share.log()).sum())), 3),
+            int((counts == 0).sum()),
+        )
+
+
+@dataclass(frozen=True)
+class FitState:
+    """`iteration` passes of layer `layer` are done; a fit goes on from any of its states to the same result.
+
+    `finished_LKD` and `units_KD` are integer directions, int16; prices are fp64 (K,); all on the CPU. `step` is the
+    price step of this layer, `owner` names the fit that the state belongs to.
+    """
+
+    owner: str
+    layer: int
+    iteration: int
+    step: float
+    finished_LKD: Tensor
+    units_KD: Tensor
+    price_K: Tensor
+    usage: tuple[Usage, ...]
+
+    def save(self, directory: Path) -> None:
+        """Write fit.safetensors, then fit.json."""
+        names = ("finished_LKD", "units_KD", "price_K")
+        write_atomic(directory / TENSORS_FILE, save({name: getattr(self, name).contiguous() for name in names}))
+        numbers = {"owner": self.owner, "layer": self.layer, "iteration": self.iteration, "step": self.step}
+        numbers |= {"usage": [asdict(usage) for usage in self.usage], "sha256": hash_file(directory / TENSORS_FILE)}
+        write_json(directory / STATE_FILE, numbers)
+
+    @classmethod
+    def load(cls, directory: Path) -> FitState:
+        """Read what `save` wrote.
+
+        Raises ArtifactMissingError, or ArtifactDamagedError when the two files do not belong together.
+        """
+        numbers = read_json(directory / STATE_FILE)
+        try:
+            if hash_file(directory / TENSORS_FILE) != numbers["sha256"]:
+                raise ArtifactDamagedError(f"{directory / TENSORS_FILE} is damaged; start the fit without this state")
+            tensors = load((directory / TENSORS_FILE).read_bytes())
+            return cls(
+                numbers["owner"],
+                numbers["layer"],
+                numbers["iteration"],
+                numbers["step"],
+                **tensors,
+                usage=tuple(Usage(**usage) for usage in numbers["usage"]),
+            )
+        except (KeyError, TypeError, OSError) as e:
+            raise ArtifactDamagedError(f"{directory} holds no state of a fit ({e!r}); start the fit without it") from e
