@@ -7,9 +7,13 @@ import fcntl
 import json
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 from hymirec.errors import SourceUnavailableError
 from hymirec.streaming.source import Message
+
+# Bytes at the end of the file in which a letter is looked for before it is written again.
+RECENT_BYTES = 1 << 20
 
 
 class LetterFile:
@@ -18,6 +22,7 @@ class LetterFile:
     def __init__(self, path: Path, topic: str) -> None:
         self._path = path
         self._topic = topic
+        self._recent: set[str] | None = None
 
     def send(self, message: Message, reason: str, detail: str) -> None:
         """Append one JSON line and fsync, unless the same message is there already."""
@@ -25,18 +30,28 @@ class LetterFile:
         letter = {"reason": reason, "detail": detail[:500], **place, **_text("key", message.key)}
         line = json.dumps(letter | _text("value", message.value), ensure_ascii=False)
         try:
-            with self._path.open("a+", encoding="utf-8") as f:
+            with self._path.open("a+b") as f:
                 fcntl.flock(f, fcntl.LOCK_EX)
-                f.seek(0)
-                old = f.read()
-                if line in old.splitlines():
+                if self._recent is None:
+                    self._recent = self._read_recent(f)
+                if line in self._recent:
                     return
-                # A line that a crash left torn ends here.
-                f.write("\n" * bool(old and not old.endswith("\n")) + line + "\n")
+                f.write(line.encode() + b"\n")
                 f.flush()
                 os.fsync(f.fileno())
         except OSError as e:
             raise SourceUnavailableError(f"the dead letters at {self._path} cannot be written: {e}") from e
+        self._recent.add(line)
+
+    @staticmethod
+    def _read_recent(file: BinaryIO) -> set[str]:
+        """The newest lines; a line that a crash left torn is ended."""
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - RECENT_BYTES))
+        old = file.read()
+        if old and not old.endswith(b"\n"):
+            file.write(b"\n")
+        return set(old.decode(errors="replace").splitlines())
 
     def close(self) -> None:
         """Nothing is held open."""
