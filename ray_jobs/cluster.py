@@ -40,8 +40,6 @@ def connect(compute: ComputeConfig) -> None:
     else:
         # Workers at nice 15 starve beside any ordinary process of the machine.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        # Ray's C++ side writes to the terminal past every logger; its files have everything anyway.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         wanted = int(compute.workers * compute.cpus_per_worker + 2)
         ray.init(
             address="local",

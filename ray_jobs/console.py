@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,7 +80,11 @@ def _log_failure() -> None:
 
 
 def log_to_file(path: Path) -> None:
-    """Send Python's and Ray's log lines to a file, so that nothing scrolls that a newcomer would not read."""
+    """Send every log line and all of stderr to a file: nothing scrolls that a newcomer would not read.
+
+    stderr as a whole, because Ray's C++ side and progress bars of libraries write there past every logger. What a
+    person should see goes through `Screen`, to stdout.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -90,5 +95,5 @@ def log_to_file(path: Path) -> None:
         logger = logging.getLogger(name)
         logger.handlers[:] = []
         logger.propagate = True
-    logging.captureWarnings(True)
-    warnings.simplefilter("default")
+    sys.stderr.flush()
+    os.dup2(handler.stream.fileno(), sys.stderr.fileno())

@@ -18,18 +18,19 @@ def print_summary(console: Console, run_dir: Path) -> None:
 
 
 def metrics_table(metrics: dict[str, Any]) -> Table:
-    """Test metrics, one row a model, with 95 % bootstrap intervals where they were computed."""
+    """Test metrics, one row a model."""
     rows = metrics["models"]
-    names = [key for key in rows[0] if key[:2] in ("R@", "N@") and not key.endswith("_ci")]
+    names = [key for key in ("R@10", "R@200", "N@10", "N@200") if key in rows[0]]
+    names = names or [key for key in rows[0] if key[:2] in ("R@", "N@") and not key.endswith("_ci")][:4]
     table = Table(title=f"test: full ranking, {rows[0]['users']:,} users, {rows[0]['items']:,} items, history masked")
     table.add_column("model")
     for name in names:
-        table.add_column(name, justify="right")
-    table.add_column("R@10, 95 %", justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        interval = row.get("R@10_ci")
-        shown = f"{interval[0]:.4f} .. {interval[1]:.4f}" if interval else "-"
-        table.add_row(row["model"], *(f"{row[name]:.4f}" for name in names), shown)
+        table.add_row(row["model"], *(f"{row[name]:.4f}" for name in names))
+    interval = rows[0].get(f"{names[0]}_ci")
+    if interval:
+        table.caption = f"95 % interval of {rows[0]['model']}'s {names[0]}: {interval[0]:.4f} to {interval[1]:.4f}"
     return table
 
 
