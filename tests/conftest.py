@@ -81,6 +81,8 @@ def ray_cluster() -> Iterator[None]:
 
     # Not under pytest's own temporary directory: a Unix socket's path has at most 107 characters.
     directory = Path(tempfile.mkdtemp(prefix="ray-"))
+    # Workers import the tests' helper modules by name.
+    path = os.pathsep.join(str(folder) for folder in (Path(__file__).parent.parent, Path(__file__).parent))
     ray.init(
         num_cpus=4,
         include_dashboard=False,
@@ -88,7 +90,14 @@ def ray_cluster() -> Iterator[None]:
         log_to_driver=False,
         configure_logging=False,
         _temp_dir=str(directory),
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}},
+        runtime_env={
+            "env_vars": {
+                "OMP_NUM_THREADS": "1",
+                "HF_HUB_OFFLINE": "1",
+                "DS_ACCELERATOR": "cpu",
+                "PYTHONPATH": path,
+            }
+        },
     )
     yield
     ray.shutdown()
