@@ -25,47 +25,17 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hymirec.answers import Coarse, ItemId, Recommendation, Recommendations
 from hymirec.bundle import Bundle
 from hymirec.catalog.keys import item_keys
 from hymirec.catalog.schemas import MAX_TS
 from hymirec.errors import BundleMismatchError, RequestError
 from hymirec.retrieval import Hits
 
-ItemId = str | int
 HistoryItem = ItemId | tuple[ItemId, int] | list[Any]
 Keys = NDArray[np.uint64]
 Ints = NDArray[np.int64]
 NONE: Ints = np.empty(0, np.int64)
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """One item. `interest` is the number of the interest that found it; None for a popular item."""
-
-    item_id: ItemId
-    score: float
-    interest: int | None
-    title: str
-
-
-@dataclass(frozen=True)
-class Recommendations:
-    """A list, best first. `reason` is "full", "cached_coarse", "cold_start" or "popular"."""
-
-    items: list[Recommendation]
-    bundle: str
-    reason: str
-    degraded: bool = False
-    unknown_items: int = 0
-
-
-@dataclass(frozen=True)
-class Coarse:
-    """Coarse interests (Q, H) of a long history. `source` is the hash of what they were computed from."""
-
-    vectors: NDArray[np.float32]
-    bundle: str
-    source: int
 
 
 @dataclass(frozen=True)

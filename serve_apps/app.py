@@ -9,17 +9,23 @@ from typing import Any
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
-from hymirec.config import HistoryConfig, ServiceConfig, StreamConfig, parse
+from hymirec.config import ServiceConfig, parse
+from hymirec.service.guard import read_tokens
 from serve_apps.history_writer import HistoryWriter
 from serve_apps.ingress import Ingress
 from serve_apps.recommender import Recommender
 
-HEALTH = {"health_check_period_s": 5, "health_check_timeout_s": 10, "graceful_shutdown_timeout_s": 10}
+HEALTH = {"health_check_period_s": 5, "health_check_timeout_s": 15, "graceful_shutdown_timeout_s": 15}
+# The ingress and the writer mostly wait; the recommender computes.
+LITTLE = {"num_cpus": 0.1}
 
 
 def build(args: dict[str, Any]) -> Application:
     """Wire the three deployments. Raises ConfigError before anything starts."""
-    config = placed(parse(ServiceConfig, args, "args of the application"))
+    base = home()
+    config = placed(parse(ServiceConfig, args, "args of the application"), base)
+    if config.token_file:
+        read_tokens(config.token_file)
     limits = config.limits
     queue = {
         "max_ongoing_requests": limits.max_ongoing_requests,
@@ -28,25 +34,23 @@ def build(args: dict[str, Any]) -> Application:
     recommender = Recommender.options(
         **queue,
         **HEALTH,
-        num_replicas="auto" if config.max_recommender_replicas > config.recommender_replicas else None,
+        ray_actor_options={"num_cpus": config.threads},
+        num_replicas=None,
         autoscaling_config=_autoscaling(config),
-    )
-    writer = HistoryWriter.options(num_replicas=config.writer_replicas, **queue, **HEALTH)
-    ingress = Ingress.options(
-        **HEALTH,
-        # The ingress only waits; what it may have in flight is what those behind it take, run or queued.
-        max_ongoing_requests=2 * (limits.max_ongoing_requests + limits.max_queued_requests),
-        max_queued_requests=limits.max_queued_requests,
-    )
-    ranked = recommender.bind(config)
-    return ingress.bind(config, ranked, writer.bind(config, ranked))
+    ).bind(config)
+    writer = HistoryWriter.options(
+        **queue, **HEALTH, ray_actor_options=LITTLE, num_replicas=config.writer_replicas
+    ).bind(config, recommender)
+    # The guard inside the ingress turns requests away, with Retry-After, well before Serve would without it.
+    most = 4 * (limits.max_ongoing_requests + limits.max_queued_requests)
+    ingress = Ingress.options(**HEALTH, ray_actor_options=LITTLE, max_ongoing_requests=most, max_queued_requests=most)
+    return ingress.bind(config, str(base), recommender, writer)
 
 
-def _autoscaling(config: ServiceConfig) -> AutoscalingConfig | None:
-    if config.max_recommender_replicas == config.recommender_replicas == 1:
-        return None
+def _autoscaling(config: ServiceConfig) -> AutoscalingConfig:
     return AutoscalingConfig(
         min_replicas=config.recommender_replicas,
+        initial_replicas=config.recommender_replicas,
         max_replicas=config.max_recommender_replicas,
         target_ongoing_requests=max(1, config.limits.max_ongoing_requests // 2),
         upscale_delay_s=5,
@@ -54,20 +58,18 @@ def _autoscaling(config: ServiceConfig) -> AutoscalingConfig | None:
     )
 
 
-def placed(config: ServiceConfig) -> ServiceConfig:
-    """Relative paths lie under $HYMIREC_HOME, else under the current directory; replicas run elsewhere."""
-    base = Path(os.environ.get("HYMIREC_HOME", Path.cwd()))
+def home() -> Path:
+    """What relative paths are relative to: $HYMIREC_HOME, else the current directory."""
+    return Path(os.environ.get("HYMIREC_HOME", Path.cwd())).expanduser().absolute()
+
+
+def placed(config: ServiceConfig, base: Path) -> ServiceConfig:
+    """The config with absolute paths: replicas run in other directories than the one they were deployed from."""
 
     def absolute(path: str | None) -> str | None:
         return None if path is None else str(base / Path(path).expanduser())
 
-    history: HistoryConfig = config.history.model_copy(update={"path": absolute(config.history.path)})
-    stream: StreamConfig = config.stream.model_copy(update={"path": absolute(config.stream.path)})
-    return config.model_copy(
-        update={
-            "bundle": absolute(config.bundle),
-            "history": history,
-            "stream": stream,
-            "token_file": absolute(config.token_file),
-        }
-    )
+    history = config.history.model_copy(update={"path": absolute(config.history.path)})
+    stream = config.stream.model_copy(update={"path": absolute(config.stream.path)})
+    moved = {"bundle": absolute(config.bundle), "token_file": absolute(config.token_file)}
+    return config.model_copy(update={"history": history, "stream": stream, **moved})

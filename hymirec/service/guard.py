@@ -1,43 +1,55 @@
-"""The door: tokens and sizes are checked before anything is parsed (an ASGI middleware)."""
+"""The door: who may come in, with how much, and how many at a time, before anything is parsed (an ASGI middleware)."""
 
 from __future__ import annotations
 
+import hashlib
 import hmac
-from collections.abc import Awaitable, Callable, MutableMapping
+import ipaddress
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from hymirec.errors import ConfigError
-from hymirec.service.problems import MEDIA_TYPE, problem
+from hymirec.service.problems import MEDIA_TYPE, headers_of, problem
 
 SCOPES = ("read", "write", "erase", "admin")
+SHORTEST_TOKEN = 16
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-OPEN_PATHS = frozenset({"/healthz"})
+# Probes carry no token and are never turned away.
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 
 
-def read_tokens(path: str | Path) -> list[tuple[str, bytes]]:
-    """(scope, token) pairs of a file with one `scope token` a line; `#` begins a comment.
+class Token(NamedTuple):
+    """A scope and the SHA-256 of a token that has it."""
+
+    scope: str
+    digest: bytes
+
+
+def read_tokens(path: str | Path) -> list[Token]:
+    """Tokens of a file with one `scope token` a line; `#` begins a comment.
 
     Raises ConfigError for a missing file, an unknown scope, a short token or an empty file.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as e:
+    except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"token_file {path} cannot be read: {e}") from e
     tokens = []
     for number, line in enumerate(lines, start=1):
         words = line.split("#")[0].split()
         if not words:
             continue
-        if len(words) != 2 or words[0] not in SCOPES or len(words[1]) < 16:
+        if len(words) != 2 or words[0] not in SCOPES or len(words[1]) < SHORTEST_TOKEN:
             raise ConfigError(
-                f"{path}, line {number}: expected `scope token`, a scope of {', '.join(SCOPES)} and a token of at least "
-                "16 characters (`openssl rand -hex 32`)"
+                f"{path}, line {number}: expected `scope token`, a scope of {', '.join(SCOPES)} and a token of at "
+                f"least {SHORTEST_TOKEN} characters (`openssl rand -hex 32`)"
             )
-        tokens.append((words[0], words[1].encode()))
+        tokens.append(Token(words[0], hashlib.sha256(words[1].encode()).digest()))
     if not tokens:
         raise ConfigError(f"{path} holds no token; write one `scope token` a line")
     return tokens
@@ -49,75 +61,112 @@ def needed_scope(method: str, path: str) -> str:
         return "admin"
     if method == "DELETE":
         return "erase"
-    return "write" if path == "/v1/events" and method == "POST" else "read"
+    return "write" if path.startswith("/v1/events") else "read"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is of this machine alone; a name is not, but for localhost."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host in ("localhost", "")
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
 
 
 class Guard:
-    """Checks token and body size, and takes any body of a POST for JSON, as `curl -d` sends it."""
+    """Checks origin, token, size and number of requests, and takes any body for JSON, as `curl -d` sends it."""
 
-    def __init__(self, app: App, max_body_bytes: int, tokens: list[tuple[str, bytes]] | None) -> None:
+    def __init__(self, app: App, max_body_bytes: int, max_in_flight: int, tokens: Sequence[Token] | None) -> None:
         self._app, self._most, self._tokens = app, max_body_bytes, tokens
+        self._max_in_flight = max_in_flight
+        self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        refused = self._refused(scope, headers)
-        if refused is None and self._declared(headers) > self._most:
-            refused = 413, f"the body may have at most {self._most} bytes"
+        refused = self._refused(scope, dict(scope["headers"]))
         if refused is not None:
             await _answer(send, *refused)
             return
-        if scope["method"] == "POST":
-            kept = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
-            scope = {**scope, "headers": [*kept, (b"content-type", b"application/json")]}
-        body, complete = b"", False
-        # Bodies are small and bounded: read whole, so that a body without a declared length is bounded as well.
+        self._in_flight += 1
+        try:
+            await self._bounded(scope, receive, send)
+        finally:
+            self._in_flight -= 1
+
+    async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read the body, at most so many bytes, whatever its declared length, and hand it on."""
+        parts, size, complete = [], 0, False
         while not complete:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return
-            body += message.get("body", b"")
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
             complete = not message.get("more_body", False)
-            if len(body) > self._most:
-                await _answer(send, 413, f"the body may have at most {self._most} bytes")
+            if size > self._most:
+                await _answer(send, *self._too_large())
                 return
-        sent = False
+        if parts and size:
+            kept = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+            scope = {**scope, "headers": [*kept, (b"content-type", b"application/json")]}
+        body: bytes | None = b"".join(parts)
 
         async def replay() -> MutableMapping[str, Any]:
-            nonlocal sent
-            if sent:
+            nonlocal body
+            if body is None:
                 return await receive()
-            sent = True
-            return {"type": "http.request", "body": body, "more_body": False}
+            message = {"type": "http.request", "body": body, "more_body": False}
+            body = None
+            return message
 
         await self._app(scope, replay, send)
 
-    @staticmethod
-    def _declared(headers: dict[bytes, bytes]) -> int:
-        value = headers.get(b"content-length", b"0")
-        return int(value) if value.isdigit() else 0
+    def _too_large(self) -> tuple[int, str]:
+        return 413, f"the body may have at most {self._most} bytes"
 
     def _refused(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
-        if self._tokens is None or scope["path"] in OPEN_PATHS:
+        if scope["path"] in OPEN_PATHS:
             return None
+        refused = self._stranger(scope, headers) if self._tokens is None else self._unknown(scope, headers)
+        if refused is not None:
+            return refused
+        if self._in_flight >= self._max_in_flight:
+            return 503, f"{self._in_flight} requests are being worked on; try again in a moment"
+        declared = headers.get(b"content-length", b"0")
+        return self._too_large() if declared.isdigit() and int(declared) > self._most else None
+
+    @staticmethod
+    def _stranger(scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
+        """Without tokens only programs of this machine are served, and no web page of another site."""
+        client = (scope.get("client") or ("", 0))[0]
+        if not is_loopback(client):
+            return 403, "beyond loopback this service needs a token_file; see docs/operations.md"
+        origin = urlsplit(headers.get(b"origin", b"").decode("latin-1"))
+        if origin.netloc and origin.netloc != headers.get(b"host", b"").decode("latin-1"):
+            return 403, f"requests of the web page {origin.scheme}://{origin.netloc} are not served"
+        return None
+
+    def _unknown(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
+        assert self._tokens is not None
         kind, _, given = headers.get(b"authorization", b"").partition(b" ")
-        needed = needed_scope(scope["method"], scope["path"])
+        digest = hashlib.sha256(given.strip()).digest()
         # Every token is compared, in constant time: how long it takes tells nothing.
-        matched = [name for name, token in self._tokens if hmac.compare_digest(token, given.strip())]
-        if kind.lower() != b"bearer" or not matched:
+        scopes = [token.scope for token in self._tokens if hmac.compare_digest(token.digest, digest)]
+        if kind.lower() != b"bearer" or not scopes:
             return 401, "a token is required: `Authorization: Bearer TOKEN`"
-        if needed not in matched and "admin" not in matched:
-            return 403, f"this token has scope {', '.join(matched)}; {needed} is needed"
+        needed = needed_scope(scope["method"], scope["path"])
+        if needed not in scopes:
+            return 403, f"this token has scope {', '.join(scopes)}; {needed} is needed"
         return None
 
 
 async def _answer(send: Send, status: int, detail: str) -> None:
     body = problem(status, detail)
-    headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    headers = {"content-type": MEDIA_TYPE, "content-length": str(len(body)), **headers_of(status)}
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
     await send({"type": "http.response.body", "body": body})

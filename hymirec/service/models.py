@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, StrictInt, Tag, model_validator
 
+from hymirec.answers import Recommendations
 from hymirec.catalog.schemas import MAX_TS
-from hymirec.inference import Recommendations
 
-Id = Annotated[str, Field(min_length=1, max_length=512)]
-ItemRef = Id | int
+MAX_ID_BYTES = 512
+
+
+def _short(value: str) -> str:
+    # Bounded in bytes, as the log bounds it: what is accepted here must not end among the dead letters.
+    if len(value.encode()) > MAX_ID_BYTES:
+        raise ValueError(f"an id may have at most {MAX_ID_BYTES} bytes")
+    return value
+
+
+Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_BYTES), AfterValidator(_short)]
+# Integers name the same as their text does: 42 and "42".
+Ref = Id | StrictInt
 Seconds = Annotated[int, Field(ge=0, le=MAX_TS)]
 
 
@@ -19,13 +30,11 @@ class RecommendRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    user_id: Id | int | None = None
-    history: list[ItemRef | tuple[ItemRef, Seconds]] | None = Field(
-        None, description="item ids, or [item id, seconds] pairs"
-    )
+    user_id: Ref | None = None
+    history: list[Ref | tuple[Ref, Seconds]] | None = Field(None, description="item ids, or [item id, seconds] pairs")
     k: int = Field(20, ge=1)
     filter_seen: bool = Field(True, description="leave out items of the history")
-    exclude: list[ItemRef] = Field(default_factory=list, description="items that must not be returned")
+    exclude: list[Ref] = Field(default_factory=list, description="items that must not be returned")
     now: Seconds | None = Field(None, description="time of the request; the clock, if not given")
     min_ts: Seconds | None = Field(
         None, description="wait until the user's history holds an event of this time or later"
@@ -55,13 +64,19 @@ class AsOf(BaseModel):
 
 
 class RecommendReply(BaseModel):
-    """Always 200: `degraded` and `reason` say when it is less than the full answer."""
+    """Always 200: `degraded` and `reason` say when it is less than the full answer.
+
+    `reason`: `full`; `cold_start` (no known item in the history: popular items); degraded are `behind` (full, but the
+    history does not reach `min_ts` yet), `cached_coarse` (interests from before the newest events), `popular` (no
+    answer in time). `unknown_items` are those of the history that the bundle does not know yet.
+    """
 
     items: list[RecommendedItem]
     bundle: str
     as_of: AsOf
     degraded: bool
-    reason: str
+    reason: Literal["full", "cold_start", "behind", "cached_coarse", "popular"]
+    unknown_items: int = 0
 
     @classmethod
     def of(cls, found: Recommendations, as_of: AsOf) -> RecommendReply:
@@ -70,17 +85,32 @@ class RecommendReply(BaseModel):
             RecommendedItem(item_id=str(i.item_id), score=i.score, interest=i.interest, title=i.title)
             for i in found.items
         ]
-        return cls(items=items, bundle=found.bundle, as_of=as_of, degraded=found.degraded, reason=found.reason)
+        return cls.model_validate(
+            {
+                "items": items,
+                "bundle": found.bundle,
+                "as_of": as_of,
+                "degraded": found.degraded,
+                "reason": found.reason,
+                "unknown_items": found.unknown_items,
+            }
+        )
 
 
 class EventIn(BaseModel):
     """One event; unknown fields are ignored, an unknown action counts as `other`."""
 
-    event_id: Id | int
-    user_id: Id | int
-    item_id: Id | int
+    event_id: Ref
+    user_id: Ref
+    item_id: Ref
     ts: Seconds
-    action: str = "view"
+    action: str = Field("view", max_length=64)
+
+
+EventsIn = Annotated[
+    Annotated[EventIn, Tag("one")] | Annotated[list[EventIn], Tag("many")],
+    Discriminator(lambda value: "many" if isinstance(value, list) else "one"),
+]
 
 
 class Accepted(BaseModel):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
@@ -12,6 +11,7 @@ from hymirec.errors import (
     BundleError,
     HyMiRecError,
     RequestError,
+    ServiceError,
     SourceUnavailableError,
     StoreUnavailableError,
     UnknownItemError,
@@ -19,6 +19,7 @@ from hymirec.errors import (
 from hymirec.service.models import Problem
 
 MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = 1
 # The most specific class first.
 STATUS: tuple[tuple[type[HyMiRecError], int], ...] = (
     (UnknownItemError, 404),
@@ -27,7 +28,9 @@ STATUS: tuple[tuple[type[HyMiRecError], int], ...] = (
     (BundleError, 409),
     (SourceUnavailableError, 503),
     (StoreUnavailableError, 503),
+    (ServiceError, 503),
 )
+SHOWN_PROBLEMS = 20
 
 
 def status_of(error: HyMiRecError) -> int:
@@ -35,20 +38,27 @@ def status_of(error: HyMiRecError) -> int:
     return next((status for kind, status in STATUS if isinstance(error, kind)), 500)
 
 
-def problem(status: int, detail: str, problems: Sequence[dict[str, Any]] = ()) -> bytes:
+def problem(status: int, detail: str, problems: Sequence[dict[str, str]] = ()) -> bytes:
     """The body of a problem."""
     made = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, problems=list(problems))
-    return made.model_dump_json(exclude_defaults=False).encode()
+    return made.model_dump_json().encode()
 
 
-def validation_problem(errors: Sequence[dict[str, Any]]) -> tuple[int, bytes]:
+def headers_of(status: int) -> dict[str, str]:
+    """Headers that go with a status: when to come again, how to authenticate."""
+    if status == HTTPStatus.UNAUTHORIZED:
+        return {"www-authenticate": "Bearer"}
+    return {"retry-after": str(RETRY_AFTER_SECONDS)} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+
+
+def validation_problem(errors: Sequence[Any]) -> tuple[int, bytes]:
     """Status and body for FastAPI's validation errors: 400 when it was no JSON at all, else 422 with each place."""
     broken = [error for error in errors if error.get("type") == "json_invalid"]
     if broken:
         return 400, problem(400, f"the body is not valid JSON: {broken[0].get('ctx', {}).get('error', '')}")
     places = [
         {"where": ".".join(str(part) for part in error.get("loc", ())), "what": str(error.get("msg", ""))}
-        for error in errors
+        for error in errors[:SHOWN_PROBLEMS]
     ]
-    detail = "; ".join(f"{place['where']}: {place['what']}" for place in places)
-    return 422, problem(422, detail, json.loads(json.dumps(places)))
+    more = f"; and {len(errors) - len(places)} more" if len(errors) > len(places) else ""
+    return 422, problem(422, "; ".join(f"{place['where']}: {place['what']}" for place in places) + more, places)

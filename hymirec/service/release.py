@@ -8,39 +8,36 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 from hymirec.artifacts import read_json, write_json
 from hymirec.errors import HyMiRecError
-from hymirec.inference import HyMiRec
 
 FILE = "active-bundle.json"
 log = logging.getLogger(__name__)
 
 
-def active_path(configured: str) -> str:
-    """Path of the bundle that serves."""
+class Release(NamedTuple):
+    """A bundle that was swapped in."""
+
+    path: str
+    id: str
+
+
+def swapped_in(configured: str) -> Release | None:
+    """What was swapped in since `configured` was; None for nothing."""
     pointer = Path(configured).parent / FILE
-    if pointer.is_file():
-        try:
-            value = read_json(pointer)
-            if value["configured"] == configured:
-                return str(value["path"])
-        except (HyMiRecError, KeyError, TypeError) as e:
-            log.warning("%s is ignored: %s", pointer, e)
-    return configured
+    if not pointer.is_file():
+        return None
+    try:
+        value = read_json(pointer)
+        return Release(str(value["path"]), str(value["id"])) if value["configured"] == configured else None
+    except (HyMiRecError, KeyError, TypeError) as e:
+        log.warning("%s is ignored: %s", pointer, e)
+        return None
 
 
-def remember(configured: str, path: str) -> None:
-    """Make `path` what serves from now on."""
-    write_json(Path(configured).parent / FILE, {"configured": configured, "path": path})
-
-
-def open_active(configured: str) -> HyMiRec:
-    """Open what serves; when a swapped-in bundle is damaged by now, the configured one."""
-    path = active_path(configured)
-    if path != configured:
-        try:
-            return HyMiRec.from_pretrained(path)
-        except HyMiRecError as e:
-            log.error("the bundle that was swapped in cannot be opened, %s serves instead: %s", configured, e)
-    return HyMiRec.from_pretrained(configured)
+def remember(configured: str, release: Release) -> None:
+    """Make it what serves from now on, in every replica and after every restart."""
+    pointer = Path(configured).parent / FILE
+    write_json(pointer, {"configured": configured, "path": release.path, "id": release.id})

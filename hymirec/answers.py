@@ -1,0 +1,40 @@
+"""What an answer consists of. Imports no model: a process that only passes answers on needs neither torch nor faiss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+ItemId = str | int
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One item. `interest` is the number of the interest that found it; None for a popular item."""
+
+    item_id: ItemId
+    score: float
+    interest: int | None
+    title: str
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """A list, best first. `reason` is "full", "cached_coarse", "cold_start" or "popular"."""
+
+    items: list[Recommendation]
+    bundle: str
+    reason: str
+    degraded: bool = False
+    unknown_items: int = 0
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """Coarse interests (Q, H) of a long history. `source` is the hash of what they were computed from."""
+
+    vectors: NDArray[np.float32]
+    bundle: str
+    source: int

@@ -1,0 +1,179 @@
+"""The ranker: a bundle in memory, swapped by moving one reference.
+
+Every method uses the bundle it finds when it begins, to its end, so no answer mixes two. The model runs on one thread
+of its own, with as many torch and faiss threads as the config gives: requests wait in line for it instead of fighting
+over the cores, and one that nobody waits for any more is taken out of the line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import faiss
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hymirec.answers import Coarse, Recommendations
+from hymirec.catalog.events import action_name
+from hymirec.config import ServiceConfig
+from hymirec.errors import BundleError, HyMiRecError, UnknownItemError
+from hymirec.inference import HyMiRec
+from hymirec.service.models import HistoryEvent, ItemReply, ItemsReply
+from hymirec.service.release import swapped_in
+from hymirec.service.stages import Keys, Query, Times
+
+log = logging.getLogger(__name__)
+SMOKE_ITEMS = 3
+T = TypeVar("T")
+
+
+class Ranker:
+    """See `RankerStage`."""
+
+    def __init__(self, config: ServiceConfig) -> None:
+        torch.set_num_threads(config.threads)
+        faiss.omp_set_num_threads(config.threads)
+        self._configured = config.bundle
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._loading = threading.Lock()
+        self._staged: HyMiRec | None = None
+        self._refused = ""
+        self._model = _open_active(config.bundle)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    async def recommend(self, query: Query) -> Recommendations:
+        """See `HyMiRec.recommend_keys`. Coarse interests of another bundle are not used."""
+        model = self._model
+        coarse = query.coarse
+        if coarse is not None and coarse.bundle != model.bundle_id:
+            coarse = None
+        return await self._run(
+            lambda: model.recommend_keys(
+                query.keys,
+                query.ts,
+                query.k,
+                now=query.now,
+                exclude=query.exclude,
+                filter_seen=query.filter_seen,
+                coarse=coarse,
+                stale_ok=query.stale_ok,
+            )
+        )
+
+    async def coarse(self, keys: Keys, ts: Times, now: int) -> Coarse:
+        """See `HyMiRec.coarse_keys`."""
+        model = self._model
+        return await self._run(lambda: model.coarse_keys(keys, ts, now))
+
+    async def popular(self, k: int) -> Recommendations:
+        """The `k` most popular items."""
+        return self._model.popular(k, np.empty(0, np.int64), "popular", degraded=True)
+
+    async def describe(self, keys: Keys, ts: Times, actions: NDArray[np.uint8]) -> list[HistoryEvent]:
+        """Records of a history with ids and titles, where the bundle knows them."""
+        catalog = self._model.bundle.catalog
+        events = []
+        for index, at, action in zip(catalog.indices_of_keys(keys).tolist(), ts, actions, strict=True):
+            events.append(
+                HistoryEvent(
+                    item_id=str(catalog.item_id(index)) if index >= 0 else None,
+                    title=catalog.titles[index].as_py() if index >= 0 else None,
+                    ts=int(at),
+                    action=action_name(int(action)),
+                )
+            )
+        return events
+
+    async def item(self, item_id: str) -> ItemReply:
+        """One item. Raises UnknownItemError."""
+        model = self._model
+        index = model.bundle.catalog.index_of(item_id)
+        if index is None:
+            raise UnknownItemError(
+                f"item {item_id!r} is not in bundle {model.bundle_id[:12]}; a new item appears with the next bundle"
+            )
+        return _item(model, index)
+
+    async def find(self, query: str, limit: int) -> ItemsReply:
+        """Items whose title holds every word of the query, most popular first."""
+        return await asyncio.to_thread(self._find, query, limit)
+
+    def _find(self, query: str, limit: int) -> ItemsReply:
+        model = self._model
+        words = query.casefold().split()
+        found: list[ItemReply] = []
+        for index in model.bundle.popular.tolist():
+            title = (model.bundle.catalog.titles[index].as_py() or "").casefold()
+            if all(word in title for word in words):
+                found.append(_item(model, index))
+                if len(found) == limit:
+                    break
+        return ItemsReply(items=found, bundle=model.bundle_id)
+
+    async def bundle_id(self) -> str:
+        """Id of the bundle that serves."""
+        return self._model.bundle_id
+
+    async def stage(self, path: str) -> list[str]:
+        """Load a bundle beside the one that serves: verify every file, open it, ask it something."""
+        await asyncio.to_thread(self._stage, path)
+        assert self._staged is not None
+        return [self._staged.bundle_id]
+
+    def _stage(self, path: str) -> None:
+        with self._loading:
+            model = HyMiRec.from_pretrained(path)
+            known = [model.bundle.catalog.item_id(int(index)) for index in model.bundle.popular[:SMOKE_ITEMS]]
+            if model.bundle.catalog.size > len(known) and not model.recommend(known, k=1).items:
+                raise BundleError(f"{path} is whole but recommends nothing for the history {known}; it does not serve")
+            self._staged = model
+
+    async def activate(self, bundle_id: str) -> None:
+        """Serve the staged bundle. Raises BundleError when that is another one."""
+        staged, self._staged = self._staged, None
+        if staged is None or staged.bundle_id != bundle_id:
+            if self._model.bundle_id == bundle_id:
+                return
+            raise BundleError(f"bundle {bundle_id[:12]} is not loaded in this replica; swap again")
+        self._model = staged
+
+    def follow(self) -> None:
+        """Serve what the others serve, if this replica missed a swap. Blocks while loading: not for the event loop."""
+        release = swapped_in(self._configured)
+        if release is None or release.id in (self._model.bundle_id, self._refused):
+            return
+        try:
+            self._stage(release.path)
+            assert self._staged is not None
+            self._model, self._staged, self._refused = self._staged, None, ""
+        except HyMiRecError as e:
+            self._refused = release.id
+            log.error("the bundle that was swapped in cannot be opened here, the old one keeps serving: %s", e)
+
+
+def _open_active(configured: str) -> HyMiRec:
+    """Open what serves; when a swapped-in bundle is damaged by now, the configured one."""
+    release = swapped_in(configured)
+    if release is not None:
+        try:
+            return HyMiRec.from_pretrained(release.path)
+        except HyMiRecError as e:
+            log.error("the bundle that was swapped in cannot be opened, %s serves instead: %s", configured, e)
+    return HyMiRec.from_pretrained(configured)
+
+
+def _item(model: HyMiRec, index: int) -> ItemReply:
+    catalog = model.bundle.catalog
+    return ItemReply(
+        item_id=str(catalog.item_id(index)),
+        title=catalog.titles[index].as_py() or "",
+        popularity=int(catalog.popularity[index]),
+    )
