@@ -13,6 +13,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import xxhash
@@ -126,25 +127,32 @@ class Appender:
         return _User(Head(), [], [], deque(), set(), tombstone)
 
     def _load(self, user_ids: Sequence[str]) -> dict[str, _User]:
-        heads = self._get_many([head_key(user_id) for user_id in user_ids])
-        tombstones = self._get_many([tombstone_key(user_id) for user_id in user_ids])
+        """Heads and tombstones of all users in one read, then their last pages in another."""
+        count = len(user_ids)
+        values = self._get_many([*map(head_key, user_ids), *map(tombstone_key, user_ids)])
         users: dict[str, _User] = {}
-        for user_id, value, buried in zip(user_ids, heads, tombstones, strict=True):
-            tombstone = None if buried is None else Tombstone.unpack(buried, f"tombstone of user {user_id!r}")
-            users[user_id] = self._fresh(tombstone)
+        wanted: dict[str, list[bytes]] = {}
+        for user_id, value, buried in zip(user_ids, values[:count], values[count:], strict=True):
+            user = users[user_id] = self._fresh(None)
+            if buried is not None:
+                user.tombstone = Tombstone.unpack(buried, f"tombstone of user {user_id!r}")
             if value is not None:
-                self._load_tail(user_id, Head.unpack(value, f"head of user {user_id!r}"), users[user_id])
+                head = user.head = Head.unpack(value, f"head of user {user_id!r}")
+                hash_pages = range(max(head.first_page, head.last_page - self._dedup_pages + 1), head.last_page + 1)
+                wanted[user_id] = [_page_key(b"h", user_id, head.last_page)]
+                wanted[user_id] += [_page_key(b"d", user_id, page) for page in hash_pages]
+        pages = iter(self._get_many([key for keys in wanted.values() for key in keys]) if wanted else ())
+        for user_id, keys in wanted.items():
+            self._load_tail(user_id, users[user_id], list(islice(pages, len(keys))))
         return users
 
-    def _load_tail(self, user_id: str, head: Head, user: _User) -> None:
+    def _load_tail(self, user_id: str, user: _User, pages: Sequence[bytes | None]) -> None:
         """The last page, to append to, and the event ids of the horizon."""
-        wanted = [page_keys(user_id, head)[-1], *page_keys(user_id, head, b"d")[-self._dedup_pages :]]
-        last, *pages = self._get_many(wanted)
-        hashes = [unpack_hashes(page, f"event ids of user {user_id!r}") for page in pages if page is not None]
-        if last is None or len(hashes) < len(pages):
+        found = [page for page in pages if page is not None]
+        if len(found) < len(pages):
             raise _page_missing(user_id)
-        user.head = head
-        user.rows = unpack_records(last, f"page of user {user_id!r}").tolist()
+        hashes = [unpack_hashes(page, f"event ids of user {user_id!r}") for page in found[1:]]
+        user.rows = unpack_records(found[0], f"page of user {user_id!r}").tolist()
         user.hashes = hashes[-1]
         user.recent = deque([h for page in hashes for h in page][-self._horizon :])
         user.seen = set(user.recent)

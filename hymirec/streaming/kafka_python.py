@@ -25,6 +25,7 @@ from hymirec.streaming.source import (
     recent_letters,
 )
 
+ASK_SECONDS = 10.0
 SEND_SECONDS = 10.0
 REFRESH_SECONDS = 4.0
 
@@ -82,6 +83,7 @@ class _Source:
         try:
             self._consumer = KafkaConsumer(
                 bootstrap_servers=list(brokers),
+                bootstrap_timeout_ms=int(ASK_SECONDS * 1000),
                 group_id=config.group,
                 enable_auto_commit=False,
                 auto_offset_reset="none",
@@ -91,7 +93,9 @@ class _Source:
                 heartbeat_interval_ms=milliseconds // 3,
                 metadata_max_age_ms=int(REFRESH_SECONDS * 1000),
             )
-            self._admin = KafkaAdminClient(bootstrap_servers=list(brokers))
+            self._admin = KafkaAdminClient(
+                bootstrap_servers=list(brokers), bootstrap_timeout_ms=int(ASK_SECONDS * 1000)
+            )
             if group:
                 self._consumer.subscribe([config.topic], listener=_Assigned(self))
             else:
@@ -223,6 +227,7 @@ class _Sender:
         try:
             self._producer = KafkaProducer(
                 bootstrap_servers=list(brokers),
+                bootstrap_timeout_ms=int(ASK_SECONDS * 1000),
                 acks="all",
                 enable_idempotence=True,
                 linger_ms=1,
