@@ -268,7 +268,7 @@ class HybridModel(PreTrainedModel):
             prefix_BPH = prefix_BPH + gap_BPH
             query_BAJH = query_BAJH + gap_BPH[torch.arange(batch)[:, None], anchors_BA][:, :, None]
         parts = [self._coarse_tokens(coarse_BQH)] if self.coarse_in is not None else []
-        parts += [prefix_BPH, query_BAJH.reshape(batch, anchors * queries, -1)]
+        parts += [prefix_BPH, query_BAJH.flatten(1, 2)]
         tokens = self.dropout(torch.cat(parts, dim=1))
         bias = self.time_bias(layout, ts_BT, request_BP, anchors_BA) if self.time_bias is not None else None
         hidden_BXH = self.llm(
@@ -279,7 +279,7 @@ class HybridModel(PreTrainedModel):
         ).last_hidden_state
         state_BPW = self.state_out(hidden_BXH[:, layout.start : layout.first_query])
         last_BAW = state_BPW[torch.arange(batch)[:, None], anchors_BA]
-        asked_BAJH = hidden_BXH[:, layout.first_query :].reshape(batch, anchors, queries, -1)
+        asked_BAJH = hidden_BXH[:, layout.first_query :].unflatten(1, (anchors, queries))
         others = [last_BAW + head(asked_BAJH[:, :, j]) for j, head in enumerate(self.heads)]
         interests_BASW = torch.stack([last_BAW, *others], dim=2)
         return F.normalize(state_BPW, dim=-1), F.normalize(interests_BASW, dim=-1)

@@ -59,7 +59,12 @@ def empty_llm(architecture: dict[str, Any], gradient_checkpointing: bool) -> Pre
     model: PreTrainedModel = AutoModel.from_config(config, attn_implementation="sdpa")
     cut_tokens(model)
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers renamed it in 5.2x; the old name is a deprecated alias there.
+        kwargs = {"use_reentrant": False}
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+        else:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
     return model
 
 

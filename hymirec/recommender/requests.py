@@ -41,14 +41,14 @@ def split_interests(
 def split_targets(
     sequences: Sequences, users: NDArray[np.int64], split: Split, mask_history: bool
 ) -> tuple[list[NDArray[np.int32]], list[NDArray[np.int32]]]:
-    """Each user's distinct targets (in order of time) and the items that are not ranked."""
+    """Each user's distinct targets (in order of time) and the items that are not ranked: the history's others."""
     targets, masked = [], []
     for user in users:
         wanted = sequences.targets(int(user), split)[0]
         first = np.sort(np.unique(wanted, return_index=True)[1])
         targets.append(wanted[first])
         history = sequences.history(int(user), split)[0]
-        masked.append(history if mask_history else history[:0])
+        masked.append(np.setdiff1d(history, wanted) if mask_history else history[:0])
     return targets, masked
 
 

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hymirec.recommender import ranking
 from hymirec.evaluation.bootstrap import interval, paired_p_value
 from hymirec.evaluation.metrics import means, per_user
+from hymirec.recommender import ranking
 from hymirec.recommender.ranking import target_ranks
 
 
