@@ -111,7 +111,8 @@ class ContentEncoder(PreTrainedModel):
         # The last real token of a row is its special token.
         last = (attention_mask * torch.arange(1, attention_mask.shape[1] + 1, device=input_ids.device)).argmax(dim=1)
         picked: Tensor = hidden_ULD[torch.arange(len(last), device=input_ids.device), last]
-        return picked - self.center
+        # DeepSpeed casts parameters and leaves buffers in fp32.
+        return picked - self.center.to(picked.dtype)
 
     def encode(self, texts: Sequence[str | None]) -> Tensor:
         """Embeddings (U, D) of texts, on the model's device."""

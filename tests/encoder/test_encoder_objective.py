@@ -99,8 +99,11 @@ def test_no_position_sees_its_future(model: Stage1Model) -> None:
     assert not torch.allclose(a[:, 2], b[:, 2])
 
 
-def test_bf16_gives_a_finite_loss_and_gradients(model: Stage1Model) -> None:
-    model.to(torch.bfloat16)
+def test_bf16_parameters_beside_fp32_buffers_give_a_finite_loss_and_gradients(model: Stage1Model) -> None:
+    for p in model.parameters():
+        p.data = p.data.to(torch.bfloat16)
+    with torch.no_grad():
+        assert model.states(model.items(batch_of(model, TEXTS)), SLOTS).dtype == torch.bfloat16
     out = model(batch_of(model, TEXTS))
     out["loss"].backward()
     assert math.isfinite(float(out["loss"].detach()))
