@@ -66,12 +66,7 @@ class Bundle:
         different catalogues or the directory is no bundle.
         """
         directory = Path(path)
-        if not directory.is_dir():
-            raise ArtifactMissingError(f"{directory} is not there; a run writes its bundle to RUN_DIR/bundle")
-        manifest = verify(directory)
-        if manifest.kind != KIND:
-            raise BundleError(f"{directory} holds a {manifest.kind!r}, not a bundle; a bundle is RUN_DIR/bundle")
-        _refuse_strangers(directory, manifest)
+        manifest = verify_bundle(directory)
         catalog = Catalog.open(directory)
         codes = ItemCodes.open(directory / "codes")
         model = HybridModel.open(directory / "recommender", codes)
@@ -109,14 +104,24 @@ def write_bundle(run_dir: Path, config: PipelineConfig, out: Path) -> Manifest:
     return write_manifest(out, KIND)
 
 
-def _refuse_strangers(directory: Path, manifest: Manifest) -> None:
-    """A file that the manifest does not name was never verified; it must not be read by accident."""
+def verify_bundle(directory: Path) -> Manifest:
+    """Check every file of a bundle against its manifest, and that there is no other: what nobody vouches for must not
+    be read by accident.
+
+    Raises ArtifactMissingError or ArtifactDamagedError with the name of the file, BundleError for another artifact.
+    """
+    if not directory.is_dir():
+        raise ArtifactMissingError(f"{directory} is not there; a run writes its bundle to RUN_DIR/bundle")
+    manifest = verify(directory)
+    if manifest.kind != KIND:
+        raise BundleError(f"{directory} holds a {manifest.kind!r}, not a bundle; a bundle is RUN_DIR/bundle")
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
         if path.is_dir() or path.name.startswith(".") or name in UNLISTED_FILES or name.split("/")[0] in UNLISTED_DIRS:
             continue
         if name not in manifest.files:
             raise ArtifactDamagedError(f"{path} is not named in the manifest, so nothing vouches for it; remove it")
+    return manifest
 
 
 def _recipe(config: PipelineConfig) -> str:

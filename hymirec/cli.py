@@ -1,23 +1,33 @@
-"""`hymirec ...`: what needs no cluster."""
+"""`hymirec ...`: what needs no cluster.
+
+Exit codes: 0 done, 1 the answer is bad news (problems in the tables, a partition that stands still), 2 an error, which
+is one line on stderr and never a traceback. Libraries that take seconds to import are imported by their commands.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 
 from hymirec.errors import HyMiRecError
 
+if TYPE_CHECKING:
+    from hymirec.config import ServiceConfig
+    from hymirec.history import HistoryStore
+    from hymirec.streaming.source import EventSource
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Hybrid multi-interest recommendation with an LLM.")
 codebook = typer.Typer(no_args_is_help=True, help="The codebook of a run.")
 bundle = typer.Typer(no_args_is_help=True, help="Immutable releases.")
-history = typer.Typer(no_args_is_help=True, help="Histories in a store; the writer of a RocksDB store must be stopped.")
+history = typer.Typer(no_args_is_help=True, help="Histories in a store. Reads go on beside a running service.")
 config = typer.Typer(no_args_is_help=True, help="Configuration.")
 app.add_typer(codebook, name="codebook")
 app.add_typer(bundle, name="bundle")
@@ -28,6 +38,12 @@ F = TypeVar("F", bound=Callable[..., None])
 ServiceFile = Annotated[Path, typer.Option("--config", help="Serve YAML (or the plain values of a service)")]
 
 
+@app.callback()
+def _main() -> None:
+    # transformers draws a bar for each file of weights.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
 def _speaks(command: F) -> F:
     """An error of ours is one line on stderr and exit code 2, never a traceback."""
 
@@ -35,8 +51,8 @@ def _speaks(command: F) -> F:
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except HyMiRecError as e:
-            sys.stderr.write(f"error: {e}\n")
+        except (HyMiRecError, OSError) as e:
+            sys.stderr.write(f"error: {' '.join(str(e).split())}\n")
             raise typer.Exit(2) from e
 
     return run  # type: ignore[return-value]
@@ -96,11 +112,10 @@ def evaluate(run_dir: Path) -> None:
 def codebook_report(
     run_dir: Path, as_json: Annotated[bool, typer.Option("--json", help="JSON instead of Markdown")] = False
 ) -> None:
-    """Fidelity, usage and bytes of a run's codebook."""
-    from hymirec.artifacts import read_json
-    from hymirec.codebook import to_markdown
+    """Measure fidelity, usage and bytes of a run's codebook on its embeddings and codes."""
+    from hymirec.codebook import report_directory, to_markdown
 
-    report = read_json(run_dir / "codebook" / "report.json")
+    report = report_directory(run_dir)
     if as_json:
         _print_json(report)
     else:
@@ -121,26 +136,45 @@ def bundle_inspect(directory: Path) -> None:
 @_speaks
 def bundle_verify(directory: Path) -> None:
     """Check the hash of every file of a bundle."""
-    from hymirec.artifacts import verify
+    from hymirec.bundle import verify_bundle
 
-    manifest = verify(directory)
+    manifest = verify_bundle(directory)
     out.print(f"{len(manifest.files)} files are whole; id {manifest.id}")
 
 
-def _service(path: Path) -> Any:
-    """The service of a Serve YAML (its first application's `args`) or of plain values."""
+def _service(path: Path) -> ServiceConfig:
+    """The service of a Serve YAML (its first application's `args`) or of plain values, with absolute paths."""
     import yaml
 
-    from hymirec.config import ServiceConfig, load, parse
+    from hymirec.config import ServiceConfig, parse
     from hymirec.errors import ConfigError
 
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as e:
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}: cannot be read as YAML: {e}") from e
-    if isinstance(values, dict) and values.get("applications"):
-        return parse(ServiceConfig, values["applications"][0].get("args", {}), str(path))
-    return load(ServiceConfig, path)
+    if isinstance(values, dict) and isinstance(values.get("applications"), list) and values["applications"]:
+        values = values["applications"][0].get("args", {})
+    service = parse(ServiceConfig, values or {}, str(path)).placed()
+    if service.history.store == "memory":
+        raise ConfigError(f"{path}: history.store=memory lives inside the service; ask its HTTP interface instead")
+    for key, place in (("history.path", service.history.path), ("stream.path", service.stream.path)):
+        if place is not None and not Path(place).is_dir():
+            raise ConfigError(
+                f"{path}: {key} is {place}, and there is nothing. Relative paths lie under $HYMIREC_HOME, else under "
+                "the current directory; the service makes the directory when it starts"
+            )
+    return service
+
+
+def _reader(service: ServiceConfig) -> HistoryStore:
+    """The store, to be read: RocksDB beside its writer, as of now."""
+    from hymirec.history import open_store
+    from hymirec.history.rocksdb import RocksDBStore
+
+    if service.history.store == "rocksdb":
+        return RocksDBStore(service.history, read_only=True)
+    return open_store(service.history)
 
 
 @history.command("show")
@@ -148,9 +182,8 @@ def _service(path: Path) -> Any:
 def history_show(user_id: str, service: ServiceFile, limit: int = 20) -> None:
     """A user's newest events, oldest first."""
     from hymirec.catalog.events import action_name
-    from hymirec.history import open_store
 
-    store = open_store(_service(service).history)
+    store = _reader(_service(service))
     found = store.read(user_id, limit)
     for key, ts, action in zip(found.keys, found.ts, found.actions, strict=True):
         out.print(f"{int(ts)}  {action_name(int(action)):10s}  key {int(key)}", markup=False)
@@ -160,13 +193,18 @@ def history_show(user_id: str, service: ServiceFile, limit: int = 20) -> None:
 
 @history.command("verify")
 @_speaks
-def history_verify(service: ServiceFile) -> None:
-    """Compare the store's positions with the log; exit 1 when a partition cannot go on."""
-    from hymirec.history import open_store
+def history_verify(
+    service: ServiceFile,
+    replay: Annotated[bool, typer.Option("--replay", help="also read the log again and compare every history")] = False,
+) -> None:
+    """Compare the store's positions with the log; exit 1 when a partition cannot go on or a history is wrong.
+
+    With --replay and Redis, let no events in meanwhile: a history that moves on differs.
+    """
     from hymirec.streaming import open_log
 
     settings = _service(service)
-    store, source = open_store(settings.history), open_log(settings.stream).source(group=False)
+    store, source = _reader(settings), open_log(settings.stream).source(group=False)
     topic_id, stored, wrong = source.topic_id(), store.positions(settings.stream.topic), 0
     for partition in source.assigned():
         low, high, position = source.beginning(partition), source.end(partition), stored.get(partition)
@@ -179,10 +217,26 @@ def history_verify(service: ServiceFile) -> None:
         else:
             state = f"position {position.offset}, {high - position.offset} behind"
         out.print(f"partition {partition}: log {low}..{high}, {state}", markup=False)
+    if replay and not wrong:
+        wrong = _replayed(settings, store, source)
     source.close()
     store.close()
     if wrong:
         raise typer.Exit(1)
+
+
+def _replayed(settings: ServiceConfig, store: HistoryStore, source: EventSource) -> int:
+    """Print every user whose history is not what the log makes it; returns how many there are."""
+    from hymirec.history.verify import differences, fold
+    from hymirec.streaming.replay import replay
+
+    messages = replay(source, store.positions(settings.stream.topic))
+    expected = fold(messages, settings.history.max_events, settings.history.dedup_horizon)
+    lines = differences(store, expected)
+    for line in lines:
+        out.print(line, markup=False)
+    out.print(f"{len(expected) - len(lines)} of {len(expected)} histories are what the log makes them")
+    return len(lines)
 
 
 @history.command("erase")
@@ -201,15 +255,22 @@ def history_erase(user_id: str, service: ServiceFile) -> None:
 @_speaks
 def history_reset_position(
     partition: Annotated[int, typer.Option()],
-    offset: Annotated[int, typer.Option(help="the next offset to apply")],
+    offset: Annotated[int, typer.Option(help="the next offset to apply", min=0)],
     service: ServiceFile,
 ) -> None:
-    """Decide where a partition that stands still goes on. What lies between is skipped, by your decision."""
+    """Decide where a partition that stands still goes on. What lies between is skipped, by your decision.
+
+    The service must be stopped where the store is RocksDB.
+    """
+    from hymirec.errors import ConfigError
     from hymirec.history import Position, open_store
     from hymirec.streaming import open_log
 
     settings = _service(service)
-    store, source = open_store(settings.history), open_log(settings.stream).source(group=False)
+    source = open_log(settings.stream).source(group=False)
+    if partition not in source.assigned():
+        raise ConfigError(f"--partition {partition}: the topic has {sorted(source.assigned())}")
+    store = open_store(settings.history)
     store.reset_position(settings.stream.topic, partition, Position(source.topic_id(), offset))
     source.close()
     store.close()

@@ -6,6 +6,7 @@ Unknown keys and impossible combinations are refused before anything runs. `Pipe
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -148,12 +149,12 @@ class LightConfig(Config):
     """Light recommender: long decoded history -> coarse interests."""
 
     enabled: bool = Field(True, description="off: the LLM sees the last items only (ablation)")
-    hidden_size: int = Field(64, ge=8)
+    hidden_size: int = Field(64, ge=8, description="width")
     layers: int = Field(1, ge=1, description="blocks in which coarse queries cross-attend to the history")
-    heads: int = Field(2, ge=1)
+    heads: int = Field(2, ge=1, description="attention heads")
     queries: int = Field(4, ge=1, description="coarse interests")
     max_history: int = Field(1000, ge=1, description="events before the recent ones that are read")
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(0.1, ge=0, lt=1, description="on events and inside the blocks")
 
     @model_validator(mode="after")
     def _heads(self) -> LightConfig:
@@ -175,7 +176,7 @@ class LLMConfig(Config):
     indicator: bool = Field(True, description="indicator embedding added to coarse interests")
     time: bool = Field(True, description="relative time bias in the attention mask, request time included")
     freeze: bool = Field(False, description="train only what surrounds the LLM")
-    gradient_checkpointing: bool = Field(False)
+    gradient_checkpointing: bool = Field(False, description="recompute activations; for big LLMs")
 
     @model_validator(mode="after")
     def _model_given(self) -> LLMConfig:
@@ -217,7 +218,7 @@ class EvaluationConfig(Config):
     """Full ranking over the catalogue."""
 
     ks: tuple[int, ...] = Field((10, 50, 100, 200), min_length=1, description="cut-offs; total K over all interests")
-    batch_users: int = Field(256, ge=1)
+    batch_users: int = Field(256, ge=1, description="users ranked at once; does not change a metric")
     mask_history: bool = Field(True, description="items of the user's own history are not ranked")
     bootstrap: int = Field(1000, ge=0, description="resamples of the interval; 0 prints none")
 
@@ -226,31 +227,35 @@ class RetrievalConfig(Config):
     """Index over item vectors. An item's score is its largest cosine over the interests."""
 
     index: Literal["flat", "hnsw"] = Field("flat", description="`flat` is exact")
-    hnsw_links: int = Field(32, ge=4)
-    hnsw_search: int = Field(256, ge=16)
+    hnsw_links: int = Field(32, ge=4, description="hnsw only: links of a node (M)")
+    hnsw_search: int = Field(
+        256, ge=16, description="hnsw only: candidates of a search (ef); twice as many when building"
+    )
 
 
 class ComputeConfig(Config):
     """What Ray is asked for."""
 
     workers: int = Field(1, ge=1, description="Ray Train workers (codebook and both training stages)")
-    cpus_per_worker: float = Field(1, gt=0)
+    cpus_per_worker: float = Field(1, gt=0, description="logical CPUs that Ray reserves for a worker")
     threads_per_worker: int = Field(1, ge=1, description="torch threads in one worker or encode actor")
     use_gpu: bool = Field(False, description="one GPU a worker and an actor")
     engine: Literal["deepspeed", "torch"] = Field("deepspeed", description="`torch` is plain DDP, for comparison")
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
-    bf16: bool = Field(False)
+    bf16: bool = Field(False, description="train and encode in bfloat16; gains on GPUs only")
     encode_actors: int = Field(1, ge=1, description="actors of the encode and code steps")
-    cpus_per_actor: float = Field(0.5, gt=0)
+    cpus_per_actor: float = Field(
+        0.5, gt=0, description="logical CPUs that Ray reserves for an actor; leave some for its readers"
+    )
     max_failures: int = Field(3, ge=0, description="restarts of a worker group after a crash")
 
 
 class PipelineConfig(Config):
     """One run of the whole pipeline."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
-    run_dir: str | None = Field(None, description="where everything is written; none given: runs/<name>")
-    seed: int = Field(17, ge=0)
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="name of the run, and of its bundle")
+    run_dir: str | None = Field(None, description="where everything is written; none given: runs/NAME")
+    seed: int = Field(17, ge=0, description="all random numbers come from it; equal seeds give equal bytes")
     data: DataConfig = DataConfig()
     encoder: EncoderConfig = EncoderConfig()
     codebook: CodebookConfig = CodebookConfig()
@@ -268,7 +273,9 @@ class PipelineConfig(Config):
 class HistoryConfig(Config):
     """Where compressed histories live."""
 
-    store: Literal["memory", "rocksdb", "redis"] = "rocksdb"
+    store: Literal["memory", "rocksdb", "redis"] = Field(
+        "rocksdb", description="`rocksdb` in one writer's directory, `redis` for several writers, `memory` for tests"
+    )
     path: str | None = Field(None, description="rocksdb only: directory")
     url: str | None = Field(None, description="redis only: redis://host:port/db")
     shards: int = Field(64, ge=1, le=65_536, description="redis only: fixed number of user shards")
@@ -288,16 +295,21 @@ class HistoryConfig(Config):
 class StreamConfig(Config):
     """The event log."""
 
-    source: Literal["file", "kafka-python", "confluent"] = "file"
+    source: Literal["file", "kafka-python", "confluent"] = Field(
+        "file",
+        description="`file` is embedded; the others are two clients of one Kafka (confluent: extra `kafka-fast`)",
+    )
     path: str | None = Field(None, description="file only: directory of the log")
     brokers: str | None = Field(None, description="Kafka only: host:port,host:port")
-    topic: str = "events"
-    dead_letter_topic: str = "events.dead-letters"
-    group: str = "hymirec"
+    topic: str = Field("events", description="topic of the events")
+    dead_letter_topic: str = Field("events.dead-letters", description="topic of what cannot be used")
+    group: str = Field("hymirec", description="Kafka only: consumer group of the history writers")
     partitions: int = Field(4, ge=1, description="file only: partitions of a new log")
     batch_events: int = Field(2_000, ge=1, description="events applied at once, at most")
-    poll_seconds: float = Field(0.2, gt=0)
-    session_timeout_seconds: float = Field(10.0, gt=0)
+    poll_seconds: float = Field(0.2, gt=0, description="a poll without events waits this long")
+    session_timeout_seconds: float = Field(
+        10.0, gt=0, description="Kafka only: a dead writer's partitions move after this"
+    )
 
     @model_validator(mode="after")
     def _place_given(self) -> StreamConfig:
@@ -311,11 +323,11 @@ class StreamConfig(Config):
 class LimitsConfig(Config):
     """What a request may ask for, and when it is turned away."""
 
-    max_k: int = Field(500, ge=1)
+    max_k: int = Field(500, ge=1, description="items of an answer")
     max_history: int = Field(10_000, ge=1, description="items of a `history` in a request")
-    max_body_bytes: int = Field(1 << 20, ge=1024)
-    request_timeout_seconds: float = Field(5.0, gt=0)
-    stage_timeout_seconds: float = Field(2.0, gt=0)
+    max_body_bytes: int = Field(1 << 20, ge=1024, description="bytes of a request; more is 413")
+    request_timeout_seconds: float = Field(5.0, gt=0, description="deadline of a request")
+    stage_timeout_seconds: float = Field(2.0, gt=0, description="after this a stage is late, and the answer degrades")
     max_ongoing_requests: int = Field(16, ge=1, description="a replica works on this many")
     max_queued_requests: int = Field(64, ge=0, description="a caller queues this many, then 503 with Retry-After")
 
@@ -334,10 +346,27 @@ class ServiceConfig(Config):
     host: str = Field("127.0.0.1", description="where HTTP listens; must be what http_options.host of the YAML says")
     token_file: str | None = Field(None, description="file with `scope token` lines; required beyond loopback")
 
+    def placed(self, base: Path | None = None) -> ServiceConfig:
+        """The same with absolute paths: relative ones lie under `base`, else $HYMIREC_HOME, else the current directory.
+
+        Replicas and tools run in other directories than the one that a service was deployed from.
+        """
+        root = (base or Path(os.environ.get("HYMIREC_HOME", Path.cwd()))).expanduser().absolute()
+
+        def absolute(path: str | None) -> str | None:
+            return None if path is None else str(root / Path(path).expanduser())
+
+        history = self.history.model_copy(update={"path": absolute(self.history.path)})
+        stream = self.stream.model_copy(update={"path": absolute(self.stream.path)})
+        moved = {"bundle": absolute(self.bundle), "token_file": absolute(self.token_file)}
+        return self.model_copy(update={"history": history, "stream": stream, **moved})
+
     @model_validator(mode="after")
     def _guarded(self) -> ServiceConfig:
         if self.host not in ("127.0.0.1", "localhost", "::1") and not self.token_file:
-            raise ValueError(f"host={self.host} is beyond loopback and needs token_file (scopes read, write, erase, admin)")
+            raise ValueError(
+                f"host={self.host} is beyond loopback and needs token_file (scopes read, write, erase, admin)"
+            )
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers.utils import logging
 
 from hymirec.artifacts import write_json, write_manifest
 from hymirec.bundle import write_bundle
@@ -28,6 +29,7 @@ from hymirec.recommender.task import HybridTask
 from hymirec.training import LocalReporter, TrainTask, fit
 from hymirec.training.loop import load_weights
 
+logging.disable_progress_bar()
 ITEMS = 150
 RECENT = 6
 PARTS = ("data", "encoder", "embeddings", "codebook", "codes", "recommender", "evaluation")
