@@ -55,6 +55,6 @@ def _partition(source: EventSource, partition: int, stop: Position) -> Iterator[
             deadline = time.monotonic() + SILENT_SECONDS
         elif time.monotonic() > deadline:
             raise SourceUnavailableError(
-                f"partition {partition}: nothing came after offset {offset} for {SILENT_SECONDS:.0f} s, but the store is "
-                f"at {stop.offset}; look at the log"
+                f"partition {partition}: nothing came after offset {offset} for {SILENT_SECONDS:.0f} s, but the store "
+                f"is at {stop.offset}; look at the log"
             )
