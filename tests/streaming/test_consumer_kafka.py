@@ -25,7 +25,7 @@ def message(i: int) -> tuple[str, bytes]:
     return event_message(Event(event_id=f"e{i}", user_id=f"u{i % USERS}", item_id=str(i), ts=1000 + i))
 
 
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 40.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "not in time"
@@ -97,7 +97,7 @@ def test_a_group_of_writers_on_redis_hands_over_and_keeps_every_event_once(
     until(lambda: one.status().counts.get("applied") == 200)
     two = writer()
     sent = 200
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 90
     while not (one.status().positions and two.status().positions and len(one.status().positions) < 4):
         # Events keep coming while partitions move.
         producer.send([message(i) for i in range(sent, sent + 20)])
@@ -108,9 +108,9 @@ def test_a_group_of_writers_on_redis_hands_over_and_keeps_every_event_once(
     one.stop()
     producer.send([message(i) for i in range(sent, sent + 200)])
     sent += 200
-    until(lambda: sum(store.read(f"u{user}").count for user in range(USERS)) >= sent, 40)
+    until(lambda: sum(store.read(f"u{user}").count for user in range(USERS)) >= sent, 90)
     assert everything(store) == expected(sent)
-    until(lambda: len(two.status().positions) == 4)
+    until(lambda: len(two.status().positions) == 4, 90)
     assert two.status().ready
     two.stop()
     store.close()
