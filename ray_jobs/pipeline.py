@@ -114,7 +114,7 @@ STEPS = (
         "embeddings",
         "encode all items",
         ("data", "encoder"),
-        lambda c: (c.encoder.encode_batch, c.compute.bf16),
+        lambda c: (c.encoder.encode_batch, c.compute.bf16, c.compute.use_gpu),
         _encode,
     ),
     StepSpec("codebook", "fit the codebook", ("embeddings",), lambda c: (c.codebook, c.seed), _codebook),

@@ -202,7 +202,9 @@ class DeepSpeedEngine:
         state: StateDict = {}
         for name, p in self._engine.module.named_parameters():
             master = safe_get_full_fp32_param(p) if p.requires_grad else None
-            state[name] = (p if master is None else master).detach().float().cpu().clone().view(p.shape)
+            # Under ZeRO-3 a parameter is empty and `ds_shape` is what it will be.
+            shape = getattr(p, "ds_shape", p.shape)
+            state[name] = (p if master is None else master).detach().float().cpu().clone().view(shape)
         return state
 
     def save(self, directory: Path) -> None:

@@ -32,6 +32,17 @@ def test_zero_2_on_two_workers_survives_a_kill_with_the_same_weights(tmp_path: P
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_zero_3_learns_what_zero_2_learns(tmp_path: Path) -> None:
+    optim = OptimConfig(epochs=2, batch_size=32, lr=2e-2, patience=10)
+    two = train_on_ray(make_task, config(), optim, tmp_path, tmp_path / "two", "d" * 64)
+    three = train_on_ray(make_task, config(zero_stage=3), optim, tmp_path, tmp_path / "three", "e" * 64)
+    for a, b in zip(two["history"], three["history"], strict=True):
+        assert a == pytest.approx(b, abs=2e-2)
+    a = load_file(tmp_path / "two" / "model.safetensors")
+    b = load_file(tmp_path / "three" / "model.safetensors")
+    assert all(torch.allclose(a[name], b[name], atol=1e-3) for name in a)
+
+
 def test_a_task_that_cannot_be_built_fails_with_its_own_message(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be built; give it another name"):
         train_on_ray(make_broken_task, config(max_failures=0), OPTIM, tmp_path, tmp_path / "out", "c" * 64)
