@@ -1,0 +1,213 @@
+"""The application on real Ray Serve, RocksDB and file log: HTTP, swaps over replicas, kills, a restart."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import pytest
+from service_kit import BASE_TS, another_release, event, service_config, until
+
+from hymirec import HyMiRec
+from hymirec.artifacts import read_manifest
+from hymirec.config import ServiceConfig
+from serve_apps.local import run_local, stop_local
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+NOW = BASE_TS + 1_000
+
+
+class Reply(NamedTuple):
+    status: int
+    kind: str
+    body: Any
+
+
+class Application:
+    """The running application, and its processes."""
+
+    def __init__(self, config: ServiceConfig) -> None:
+        self.config = config
+        self.url = ""
+
+    def start(self) -> None:
+        self.url = run_local(self.config, 0)
+
+    def call(self, method: str, path: str, body: Any = None) -> Reply:
+        data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as reply:
+                return Reply(reply.status, reply.headers["content-type"], json.loads(reply.read()))
+        except urllib.error.HTTPError as e:
+            return Reply(e.code, e.headers["content-type"], json.loads(e.read()))
+
+    def recommend(self, **body: Any) -> dict[str, Any]:
+        reply = self.call("POST", "/v1/recommend", body)
+        assert reply.status == 200, reply
+        found: dict[str, Any] = reply.body
+        return found
+
+    def post(self, *events: dict[str, Any]) -> None:
+        assert self.call("POST", "/v1/events", list(events)).status == 202
+
+    def history(self, user: str, count: int) -> list[str]:
+        """Item ids, once there are `count` of them."""
+
+        def look() -> Any:
+            reply = self.call("GET", f"/v1/users/{user}/history?limit=1000")
+            return reply.status == 200 and reply.body["count"] >= count and reply.body
+
+        found = until(look, 90)
+        assert found["count"] == count
+        return [e["item_id"] for e in found["events"]]
+
+    @staticmethod
+    def processes(deployment: str) -> list[int]:
+        """Replicas of a deployment, among the processes that this test run has started."""
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if f"ServeReplica:hymirec:{deployment}" in " ".join(process.cmdline()):
+                    found.append(process.pid)
+            except psutil.Error:
+                continue
+        return found
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path) -> HyMiRec:
+    return HyMiRec.from_pretrained(bundle)
+
+
+@pytest.fixture(scope="module")
+def items(model: HyMiRec) -> list[str]:
+    return [str(model.bundle.catalog.item_id(i)) for i in range(model.bundle.catalog.size)]
+
+
+@pytest.fixture(scope="module")
+def application(bundle: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
+    directory = tmp_path_factory.mktemp("application")
+    served = another_release(bundle, directory / "served", "first")
+    config = service_config(served, directory, recommender_replicas=2, max_recommender_replicas=2)
+    application = Application(config)
+    application.start()
+    yield application
+    stop_local()
+
+
+def test_a_user_gets_over_http_what_the_library_gives_for_the_same_history(
+    application: Application, model: HyMiRec, items: list[str]
+) -> None:
+    cold = application.recommend(user_id="ada", k=10, now=NOW)
+    assert cold["reason"] == "cold_start"
+    application.post(*(event(i, "ada", item) for i, item in enumerate(items[:20])))
+    assert application.history("ada", 20) == items[:20]
+    warm = application.recommend(user_id="ada", k=10, now=NOW)
+    assert (warm["reason"], warm["degraded"], warm["as_of"]["ts"]) == ("full", False, BASE_TS + 19)
+    assert warm["items"] != cold["items"]
+    history = [(item, BASE_TS + i) for i, item in enumerate(items[:20])]
+    expected = model.recommend(history, k=10, now=NOW)
+    for reply in (warm, application.recommend(history=[list(pair) for pair in history], k=10, now=NOW)):
+        assert [i["item_id"] for i in reply["items"]] == [i.item_id for i in expected.items]
+        assert [i["score"] for i in reply["items"]] == pytest.approx([i.score for i in expected.items], abs=1e-6)
+        assert [i["interest"] for i in reply["items"]] == [i.interest for i in expected.items]
+
+
+def test_bad_requests_are_problems_and_cost_nothing(application: Application, items: list[str]) -> None:
+    for status, method, path, body in (
+        (400, "POST", "/v1/recommend", b"{"),
+        (422, "POST", "/v1/recommend", {"user_id": "ada", "k": 0}),
+        (422, "POST", "/v1/recommend", {"user_id": "ada", "k": 10_000}),
+        (413, "POST", "/v1/events", b" " * (1 << 21)),
+        (404, "GET", "/v1/items/none", None),
+        (404, "GET", "/v2/anything", None),
+        (405, "PUT", "/v1/recommend", b"{}"),
+        (409, "POST", "/v1/admin/bundle", {"path": "nowhere"}),
+    ):
+        reply = application.call(method, path, body)
+        assert (reply.status, reply.kind) == (status, "application/problem+json"), (path, reply)
+        assert reply.body["status"] == status
+    everything = application.recommend(history=items[:2], k=500)
+    assert len(everything["items"]) == len(items) - 2
+    assert application.call("GET", "/readyz").status == 200
+
+
+def test_an_erased_user_is_gone(application: Application, items: list[str]) -> None:
+    application.post(*(event(i, "eve", item) for i, item in enumerate(items[:9])))
+    application.history("eve", 9)
+    assert application.call("DELETE", "/v1/users/eve").status == 202
+    assert application.history("eve", 0) == []
+    assert application.recommend(user_id="eve")["reason"] == "cold_start"
+
+
+def test_a_swap_reaches_every_replica_and_a_damaged_bundle_none(
+    application: Application, bundle: Path, tmp_path: Path
+) -> None:
+    old = application.recommend(user_id="ada")["bundle"]
+    damaged = another_release(bundle, tmp_path / "damaged", "damaged")
+    with (damaged / "recommender" / "model.safetensors").open("r+b") as f:
+        f.seek(-1, os.SEEK_END)
+        f.write(b"\x7f")
+    refused = application.call("POST", "/v1/admin/bundle", {"path": str(damaged)})
+    assert (refused.status, refused.kind) == (409, "application/problem+json")
+    assert "model.safetensors is damaged" in refused.body["detail"]
+    assert {application.recommend(user_id="ada")["bundle"] for _ in range(10)} == {old}
+    release = another_release(bundle, Path(application.config.bundle).parent / "released")
+    new = read_manifest(release).id
+    swapped = application.call("POST", "/v1/admin/bundle", {"path": str(release)})
+    assert (swapped.status, swapped.body) == (200, {"bundle": new, "previous": old})
+    assert {application.recommend(user_id="ada")["bundle"] for _ in range(20)} == {new}
+
+
+def test_killed_replicas_fail_no_request_and_lose_and_double_no_event(
+    application: Application, items: list[str]
+) -> None:
+    assert len(application.processes("Recommender")) == 2
+    bundle = application.recommend(user_id="ada")["bundle"]
+    stop, replies = threading.Event(), []
+
+    def keep_asking() -> None:
+        while not stop.is_set():
+            replies.append(application.call("POST", "/v1/recommend", {"user_id": "ada", "k": 5, "now": NOW}))
+
+    asking = threading.Thread(target=keep_asking)
+    asking.start()
+    try:
+        application.post(*(event(i, "kim", item) for i, item in enumerate(items[:30])))
+        os.kill(application.processes("HistoryWriter")[0], signal.SIGKILL)
+        os.kill(application.processes("Recommender")[0], signal.SIGKILL)
+        for i in range(30, 60, 5):
+            # Each event twice, as a client sends it that got no answer.
+            for _ in range(2):
+                application.post(*(event(j, "kim", items[j]) for j in range(i, i + 5)))
+        assert application.history("kim", 60) == items[:60]
+        until(lambda: len(application.processes("Recommender")) == 2, 120)
+    finally:
+        stop.set()
+        asking.join()
+    assert {reply.status for reply in replies} == {200}
+    assert {reply.body["reason"] for reply in replies} <= {"full", "cached_coarse", "popular"}
+    assert {reply.body["bundle"] for reply in replies} == {bundle}
+    assert until(lambda: application.recommend(user_id="ada", now=NOW)["reason"] == "full")
+
+
+def test_a_restart_loses_and_doubles_nothing_and_keeps_the_release(application: Application, items: list[str]) -> None:
+    bundle = application.recommend(user_id="ada")["bundle"]
+    application.post(*(event(i, "lea", item) for i, item in enumerate(items[:8])))
+    application.history("lea", 8)
+    # Not waited for: what is in the log when the service stops is applied when it is back.
+    application.post(*(event(i, "lea", items[i]) for i in range(4, 16)))
+    stop_local()
+    application.start()
+    assert application.history("lea", 16) == items[:16]
+    assert application.history("ada", 20) == items[:20]
+    assert application.recommend(user_id="ada")["bundle"] == bundle
