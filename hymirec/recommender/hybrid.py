@@ -107,9 +107,10 @@ class HybridModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: the LLM and the light tower initialise themselves, the rest is `reset_parameters`."""
 
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, input_size: float = 1.0) -> None:
         """Fresh weights around the LLM, from torch's current random state.
 
+        `input_size` is the root mean square of the inputs that the LLM's blocks are used to (`load_llm_weights`).
         Item space passes through the LLM's residual stream unchanged at first (identity in and out), so an untrained
         model answers with the neighbours of the last item.
         """
@@ -117,11 +118,11 @@ class HybridModel(PreTrainedModel):
         nn.init.eye_(self.state_out.weight)
         # A unit vector has entries of W^-1/2; the LLM's blocks expect entries near 1.
         with torch.no_grad():
-            self.item_in.weight.mul_(self.settings.item.width**0.5)
-        nn.init.normal_(self.start_H, std=0.5)
-        nn.init.normal_(self.query_JH, std=0.5)
+            self.item_in.weight.mul_(input_size * self.settings.item.width**0.5)
+        nn.init.normal_(self.start_H, std=0.5 * input_size)
+        nn.init.normal_(self.query_JH, std=0.5 * input_size)
         if self.coarse_in is not None:
-            nn.init.normal_(self.coarse_in.weight, std=self.coarse_in.in_features**-0.5)
+            nn.init.normal_(self.coarse_in.weight, std=input_size * self.coarse_in.in_features**-0.5)
             nn.init.zeros_(self.coarse_in.bias)
         if self.gap is not None:
             nn.init.zeros_(self.gap.weight)

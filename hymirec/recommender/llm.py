@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from hymirec.config import LLMConfig
-from hymirec.errors import ConfigError
+from hymirec.errors import ConfigError, ModelMissingError
 from hymirec.pretrained import pretrained_dir
 
 # What transformers writes into a config but does not take back, or what says nothing about the architecture.
@@ -38,10 +38,19 @@ def llm_architecture(config: LLMConfig) -> dict[str, Any]:
             tie_word_embeddings=False,
         )
     else:
-        source = pretrained_dir(config.preset, config.model)
-        made = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        made = made.get_text_config()
+        made = _pretrained(AutoConfig, config).get_text_config()
     return {key: value for key, value in made.to_dict().items() if key not in _NOT_ARCHITECTURE}
+
+
+def _pretrained(kind: Any, config: LLMConfig, **kwargs: Any) -> Any:
+    source = pretrained_dir(config.preset, config.model)
+    try:
+        return kind.from_pretrained(source, trust_remote_code=False, **kwargs)
+    except (OSError, ValueError) as e:
+        raise ModelMissingError(
+            f"{source} is neither a directory with a model nor in the Hugging Face cache, and could not be fetched; "
+            "download it where there is a network and set recommender.llm.preset=custom, recommender.llm.model=DIRECTORY"
+        ) from e
 
 
 def empty_llm(architecture: dict[str, Any], gradient_checkpointing: bool) -> PreTrainedModel:
@@ -73,17 +82,19 @@ def cut_tokens(model: PreTrainedModel) -> None:
     model.set_input_embeddings(nn.Identity())
 
 
-def load_llm_weights(model: PreTrainedModel, config: LLMConfig) -> None:
+def load_llm_weights(model: PreTrainedModel, config: LLMConfig) -> float:
     """Copy the pretrained weights of the preset into `model`; nothing to do for `tiny`.
 
-    Raises ModelMissingError when they are not on this machine.
+    Returns the root mean square of a token embedding's entries, the size of input that the blocks are used to (1 for
+    `tiny`). Raises ModelMissingError when the weights are not on this machine.
     """
     if config.preset == "tiny":
-        return
-    source = pretrained_dir(config.preset, config.model)
-    pretrained = AutoModel.from_pretrained(source, trust_remote_code=False, dtype=torch.float32)
-    cut_tokens(pretrained)
+        return 1.0
+    pretrained = _pretrained(AutoModel, config, dtype=torch.float32)
     with torch.no_grad():
+        size = float(pretrained.get_input_embeddings().weight.square().mean().sqrt())
+        cut_tokens(pretrained)
         weights = dict(pretrained.named_parameters())
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
+    return size

@@ -58,8 +58,7 @@ class HybridTask:
             llm=llm_architecture(self._settings.llm),
         )
         model = HybridModel(config)
-        model.reset_parameters()
-        load_llm_weights(model.llm, self._settings.llm)
+        model.reset_parameters(load_llm_weights(model.llm, self._settings.llm))
         model.attach_content(self._content_ND)
         model.attach_codes(self._codes, self._centroids_LKD)
         if self._settings.item.cooccurrence:
