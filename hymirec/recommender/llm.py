@@ -49,7 +49,7 @@ def _pretrained(kind: Any, config: LLMConfig, **kwargs: Any) -> Any:
     except (OSError, ValueError) as e:
         raise ModelMissingError(
             f"{source} is neither a directory with a model nor in the Hugging Face cache, and could not be fetched; "
-            "download it where there is a network and set recommender.llm.preset=custom, recommender.llm.model=DIRECTORY"
+            "download it where there is a network; set recommender.llm.preset=custom, recommender.llm.model=DIRECTORY"
         ) from e
 
 

@@ -22,7 +22,7 @@ def test_tiny_needs_no_weights_and_has_no_token_table() -> None:
 
 
 def test_a_missing_model_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ModelMissingError, match="recommender.llm.model=DIRECTORY"):
+    with pytest.raises(ModelMissingError, match="neither a directory with a model"):
         llm_architecture(LLMConfig(preset="custom", model=str(tmp_path)))
 
 
