@@ -15,9 +15,10 @@ import yaml
 from ray import serve
 from ray.serve.config import HTTPOptions
 
+from hymirec.artifacts import MANIFEST
 from hymirec.config import ServiceConfig, parse
 from hymirec.errors import ConfigError, HyMiRecError, ServiceError
-from serve_apps.app import build
+from serve_apps.app import build, home, placed
 
 NAME = "hymirec"
 QUIET = {"log_level": "ERROR", "enable_access_log": False}
@@ -31,6 +32,9 @@ def run_local(config: ServiceConfig, port: int = 8000) -> str:
     Raises ConfigError when the port is taken or the config cannot be served, ServiceError when it does not start.
     """
     application = build(config.model_dump(mode="json"))
+    bundle = placed(config, home()).bundle
+    if not (Path(bundle) / MANIFEST).is_file():
+        raise ConfigError(f"there is no bundle at {bundle}; `make demo` makes one, or give another one as args.bundle")
     port = _port(config.host, port)
     seconds = config.limits.request_timeout_seconds + HTTP_MARGIN_SECONDS
     options = HTTPOptions(host=config.host, port=port, request_timeout_s=seconds)

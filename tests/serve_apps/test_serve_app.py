@@ -15,7 +15,7 @@ from hymirec.config import ServiceConfig
 from hymirec.errors import ConfigError, OverloadedError, RequestError, StageUnavailableError
 from hymirec.service.guard import is_loopback
 from serve_apps.app import build, home, placed
-from serve_apps.local import read_service
+from serve_apps.local import read_service, run_local
 from serve_apps.stages import ours
 
 CONFIGS = sorted((Path(__file__).parents[2] / "serve_apps" / "configs").glob("*.yaml"))
@@ -56,6 +56,11 @@ def test_relative_paths_lie_under_the_home_of_the_project(tmp_path: Path, monkey
 def test_what_cannot_be_served_is_refused_before_anything_starts(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(ARGS | change)
+
+
+def test_a_service_without_a_bundle_does_not_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no bundle at .*nowhere"):
+        run_local(ServiceConfig(**ARGS | {"bundle": str(tmp_path / "nowhere")}), 0)
 
 
 @pytest.mark.parametrize("text", ["applications: []", "- 1", "applications: [{}]", "a: ["])
