@@ -228,9 +228,7 @@ class RetrievalConfig(Config):
 
     index: Literal["flat", "hnsw"] = Field("flat", description="`flat` is exact")
     hnsw_links: int = Field(32, ge=4, description="hnsw only: links of a node (M)")
-    hnsw_search: int = Field(
-        256, ge=16, description="hnsw only: candidates of a search (ef); twice as many when building"
-    )
+    hnsw_search: int = Field(256, ge=16, description="hnsw only: candidates of a search, and of an insertion (ef)")
 
 
 class ComputeConfig(Config):

@@ -66,7 +66,7 @@ class ItemIndex:
             index: faiss.Index = faiss.IndexFlatIP(width)
         else:
             index = faiss.IndexHNSWFlat(width, config.hnsw_links, faiss.METRIC_INNER_PRODUCT)
-            index.hnsw.efConstruction = 2 * config.hnsw_search
+            index.hnsw.efConstruction = config.hnsw_search
             index.hnsw.efSearch = config.hnsw_search
         with _one_thread():
             index.add(np.ascontiguousarray(vectors_NW, np.float32))
