@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import ray
 
 from hymirec.config import ComputeConfig, PipelineConfig
 
+log = logging.getLogger(__name__)
 # Logical CPUs of a local cluster. More than a small laptop has: readers and writers of Ray Data would otherwise wait
 # for ever behind the actors they feed.
 LEAST_CPUS = 4
 OBJECT_STORE_BYTES = 400 << 20
-
-
+# Ray gives a node 30 seconds to come up, which a machine that is busy with other things may not keep.
+START_ATTEMPTS = 3
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
@@ -41,14 +44,28 @@ def connect(compute: ComputeConfig) -> None:
         # Workers at nice 15 starve beside any ordinary process of the machine.
         os.environ.setdefault("RAY_worker_niceness", "0")
         wanted = int(compute.workers * compute.cpus_per_worker + 2)
-        ray.init(
-            address="local",
+        start_local(
             num_cpus=max(LEAST_CPUS, os.cpu_count() or 1, wanted),
-            include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False,
             logging_level="error",
         )
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+def start_local(**options: Any) -> None:
+    """Start a cluster on this machine, in which workers' output stays in Ray's log files; tried again when it is late.
+
+    Raises whatever Ray raises at the last attempt.
+    """
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            ray.init(address="local", include_dashboard=False, log_to_driver=False, **options)
+            return
+        except Exception as e:
+            # Ray raises a plain Exception here.
+            if attempt == START_ATTEMPTS or "timed out" not in str(e):
+                raise
+            log.warning("Ray did not start in time, attempt %d of %d: %s", attempt, START_ATTEMPTS, e)
+            ray.shutdown()

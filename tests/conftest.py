@@ -79,15 +79,15 @@ def ray_cluster() -> Iterator[None]:
     """A small local Ray, shared by all tests of the session."""
     import ray
 
+    from ray_jobs.cluster import start_local
+
     # Not under pytest's own temporary directory: a Unix socket's path has at most 107 characters.
     directory = Path(tempfile.mkdtemp(prefix="ray-"))
     # Workers import the tests' helper modules by name.
     path = os.pathsep.join(str(folder) for folder in (Path(__file__).parent.parent, Path(__file__).parent))
-    ray.init(
+    start_local(
         num_cpus=4,
-        include_dashboard=False,
         object_store_memory=256 << 20,
-        log_to_driver=False,
         configure_logging=False,
         _temp_dir=str(directory),
         runtime_env={
