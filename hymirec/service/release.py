@@ -1,7 +1,7 @@
 """Which bundle serves: the configured one, or the one that was swapped in since.
 
 A swap is remembered in `active-bundle.json` beside the configured bundle, so that replicas that start later serve what
-the others serve. Configuring another bundle makes it void.
+the others serve. Configuring another bundle, or writing a new one to the configured place, makes it void.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-from hymirec.artifacts import read_json, write_json
+from hymirec.artifacts import read_json, read_manifest, write_json
 from hymirec.errors import HyMiRecError
 
 FILE = "active-bundle.json"
@@ -31,13 +31,26 @@ def swapped_in(configured: str) -> Release | None:
         return None
     try:
         value = read_json(pointer)
-        return Release(str(value["path"]), str(value["id"])) if value["configured"] == configured else None
+        release, instead_of = Release(str(value["path"]), str(value["id"])), value["instead_of"]
+        if value["configured"] != configured:
+            return None
     except (HyMiRecError, KeyError, TypeError) as e:
         log.warning("%s is ignored: %s", pointer, e)
         return None
+    found = _id(configured)
+    return release if found in (None, instead_of) else None
 
 
 def remember(configured: str, release: Release) -> None:
     """Make it what serves from now on, in every replica and after every restart."""
     pointer = Path(configured).parent / FILE
-    write_json(pointer, {"configured": configured, "path": release.path, "id": release.id})
+    value = {"configured": configured, "instead_of": _id(configured), "path": release.path, "id": release.id}
+    write_json(pointer, value)
+
+
+def _id(path: str) -> str | None:
+    """Id of the bundle at a place; None when there is none any more."""
+    try:
+        return read_manifest(Path(path)).id
+    except HyMiRecError:
+        return None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from service_kit import another_release, service_config
 
-from hymirec.artifacts import read_manifest
+from hymirec.artifacts import read_manifest, write_manifest
 from hymirec.catalog.keys import item_keys
 from hymirec.errors import BundleError, UnknownItemError
 from hymirec.service.ranker import Ranker
@@ -55,6 +55,16 @@ def test_configuring_another_bundle_voids_a_swap(tmp_path: Path) -> None:
     assert swapped_in(two) is None
     (tmp_path / FILE).write_text("{")
     assert swapped_in(one) is None
+
+
+def test_a_new_bundle_in_the_configured_place_voids_a_swap(releases: tuple[Path, Path], tmp_path: Path) -> None:
+    one, two = releases
+    remember(str(one), Release(str(two), read_manifest(two).id))
+    assert swapped_in(str(one)) is not None
+    (one / "README.md").write_text("# trained again\n")
+    retrained = write_manifest(one, "bundle").id
+    assert swapped_in(str(one)) is None
+    assert serving(Ranker(service_config(one, tmp_path))) == retrained
 
 
 def test_a_bundle_that_is_not_staged_is_not_activated(releases: tuple[Path, Path], tmp_path: Path) -> None:
