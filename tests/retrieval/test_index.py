@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -80,10 +81,16 @@ def test_hnsw_gives_all_items_when_all_are_asked_for() -> None:
     assert sorted(hits.items.tolist()) == [i for i in range(400) if i != 3]
 
 
-def test_an_hnsw_index_has_the_same_bytes_each_time(tmp_path: Path) -> None:
+def test_an_hnsw_index_has_the_same_bytes_each_time_with_any_threads(tmp_path: Path) -> None:
     vectors = unit(np.random.default_rng(0), 2000, 8)
-    for name in ("a", "b"):
-        ItemIndex.build(vectors, RetrievalConfig(index="hnsw")).save(tmp_path / name)
+    before = faiss.omp_get_max_threads()
+    try:
+        for name, threads in (("a", 1), ("b", 4)):
+            faiss.omp_set_num_threads(threads)
+            ItemIndex.build(vectors, RetrievalConfig(index="hnsw")).save(tmp_path / name)
+            assert faiss.omp_get_max_threads() == threads
+    finally:
+        faiss.omp_set_num_threads(before)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
