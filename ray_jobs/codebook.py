@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ from ray_jobs.console import OnProgress
 from ray_jobs.parts import map_parts
 from ray_jobs.trainer import PROGRESS, followed, run_workers
 
-# Passes between two checkpoints; a pass is cheap beside the barrier that a report is.
-CHECKPOINT_EVERY = 4
+# A report is a barrier of all workers, dearer than a pass over a small catalogue, which is sooner done again.
+CHECKPOINT_SECONDS = 10.0
 log = logging.getLogger(__name__)
 
 
@@ -43,6 +44,7 @@ class _Work:
     config: PipelineConfig
     run_dir: Path
     out: Path
+    checkpoint_seconds: float
 
 
 def _worker(work: dict[str, _Work]) -> None:
@@ -61,9 +63,10 @@ def _worker(work: dict[str, _Work]) -> None:
         if progress is not None:
             passes = state.layer * config.iterations + state.iteration
             progress.write(0, passes, config.layers * config.iterations, {})
-        if state.iteration % CHECKPOINT_EVERY == 0 or state.iteration == config.iterations:
+        if clock.due():
             _checkpoint(state, reducer.rank)
 
+    clock = _Clock(job.checkpoint_seconds, reducer, rows.device)
     state = _newest_state()
     codebook = fit_codebook(rows, np.arange(start, stop), config, job.config.seed, reducer, state, on_iteration)
     if reducer.rank == 0:
@@ -72,6 +75,23 @@ def _worker(work: dict[str, _Work]) -> None:
         codebook.save_pretrained(job.out)
         write_json(job.out / "report.json", report)
         write_atomic(job.out / "README.md", to_markdown(report).encode())
+
+
+class _Clock:
+    """Says when a checkpoint is due, on all workers alike: rank 0 looks at its clock and the others learn of it."""
+
+    def __init__(self, seconds: float, reducer: Reducer, device: torch.device) -> None:
+        self._seconds, self._reducer, self._device = seconds, reducer, device
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether `seconds` have passed on rank 0 since this was last so. Every worker calls it equally often."""
+        passed = time.monotonic() - self._last >= self._seconds
+        flag = torch.tensor([int(passed and self._reducer.rank == 0)], device=self._device)
+        if not int(self._reducer.sum_(flag)):
+            return False
+        self._last = time.monotonic()
+        return True
 
 
 def _newest_state() -> FitState | None:
@@ -99,14 +119,19 @@ def _checkpoint(state: FitState, rank: int) -> None:
 
 
 def codebook_step(
-    config: PipelineConfig, run_dir: Path, out: Path, inputs: str, on_progress: OnProgress | None = None
+    config: PipelineConfig,
+    run_dir: Path,
+    out: Path,
+    inputs: str,
+    on_progress: OnProgress | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> dict[str, Any]:
     """Fit the codebook of `run_dir/embeddings` into `out`: the same bytes for any number of workers and any kills.
 
     `inputs` names the fit: equal inputs continue an unfinished one. Returns nothing that depends on scheduling.
     """
     with followed(out / PROGRESS, 1, on_progress):
-        run_workers(_worker, _Work(config, run_dir, out), config.compute, out, inputs)
+        run_workers(_worker, _Work(config, run_dir, out, checkpoint_seconds), config.compute, out, inputs)
     return {}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
@@ -27,7 +26,7 @@ FILES = ("config.json", "codebook.safetensors", "report.json", "README.md")
 
 def make_config(workers: int) -> PipelineConfig:
     # Enough passes for a kill to fall among them.
-    codebook = CodebookConfig(layers=2, centroids=256, iterations=60)
+    codebook = CodebookConfig(layers=2, centroids=256, iterations=30, slices=20)
     return PipelineConfig(codebook=codebook, compute=ComputeConfig(workers=workers, cpus_per_worker=1))
 
 
@@ -43,14 +42,10 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def kill_a_worker(out: Path, killed: list[int]) -> None:
-    """Wait for the twentieth pass, then SIGKILL one worker of the group."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        try:
-            if json.loads((out / "logs" / "progress.json").read_text())["step"] >= 20:
-                break
-        except (OSError, ValueError):
-            time.sleep(0.02)
+    """Wait for a checkpoint, then SIGKILL one worker of the group."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and not list((out / "checkpoints").glob("*/*/fit.json")):
+        time.sleep(0.02)
     for process in psutil.Process().children(recursive=True):
         if "TrainWorker" in " ".join(process.cmdline()):
             killed.append(process.pid)
@@ -63,10 +58,17 @@ def test_two_workers_of_which_one_is_killed_write_the_bytes_of_one(run_dir: Path
     seen: list[tuple[int, int]] = []
     killer = threading.Thread(target=kill_a_worker, args=(tmp_path, killed))
     killer.start()
-    codebook_step(make_config(2), run_dir, tmp_path, "2" * 64, lambda done, total: seen.append((done, total)))
+    codebook_step(
+        make_config(2),
+        run_dir,
+        tmp_path,
+        "2" * 64,
+        lambda done, total: seen.append((done, total)),
+        checkpoint_seconds=0.3,
+    )
     killer.join()
     assert len(killed) == 1
-    assert seen[-1][1] == 120
+    assert seen[-1][1] == 60
     for name in FILES:
         assert (tmp_path / name).read_bytes() == (run_dir / "codebook" / name).read_bytes()
     assert not (tmp_path / "checkpoints").exists()
