@@ -4,7 +4,7 @@
 
 An anchor is a prefix length p: the request made after p items. A query of anchor p sees the coarse tokens, the start
 token, items 1..p and the earlier queries of its own anchor; an item sees what is before it. Position ids are those of
-the serving layout, in which one anchor stands behind all items. Verified against it to 2e-7 (docs/lab-log.md).
+the serving layout, in which one anchor stands behind all items; tests hold the two to 1e-5 of each other.
 
 B batch  T items  P = T + 1 prefixes  Q coarse  A anchors  J queries an anchor  X = Q + 1 + T + A J tokens
 """
