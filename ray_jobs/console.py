@@ -97,3 +97,9 @@ def log_to_file(path: Path) -> None:
         logger.propagate = True
     sys.stderr.flush()
     os.dup2(handler.stream.fileno(), sys.stderr.fileno())
+
+
+def mute() -> None:
+    """Send stdout where stderr already goes: for the moments in which Ray says good-bye."""
+    sys.stdout.flush()
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -25,7 +25,7 @@ from hymirec.catalog.prepared import Catalog, Sequences
 from hymirec.config import HistoryConfig, PipelineConfig, ServiceConfig, StreamConfig, load
 from hymirec.errors import HyMiRecError
 from ray_jobs.cluster import connect, placed
-from ray_jobs.console import Screen, log_to_file, spoken_errors
+from ray_jobs.console import Screen, log_to_file, mute, spoken_errors
 from ray_jobs.pipeline import run_pipeline
 from ray_jobs.summary import print_summary
 from serve_apps.local import run_local, stop_local
@@ -177,6 +177,7 @@ def main(
                 time.sleep(3600)
         except KeyboardInterrupt:
             console.print("stopping ...")
+    mute()
     stop_local()
 
 
