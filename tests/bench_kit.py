@@ -1,0 +1,55 @@
+"""Benchmarks as ratios: ours and the peer's on the same data in one process, in alternating rounds, medians."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROUNDS = 5
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Wall-clock seconds of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def compare(figure: str, ours: Callable[[], object], peer: Callable[[], object], goal: float) -> dict[str, object]:
+    """Time both in alternating rounds after one warm-up each. `ratio` is how many times faster ours is."""
+    seconds(ours)
+    seconds(peer)
+    pairs = [(seconds(ours), seconds(peer)) for _ in range(ROUNDS)]
+    mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+    ratios = sorted(b / a for a, b in pairs)
+    ratio = theirs / mine
+    return {
+        "figure": figure,
+        "ours": round(mine, 4),
+        "peer": round(theirs, 4),
+        "ratio": round(ratio, 3),
+        "goal": goal,
+        "ok": ratio >= goal,
+        "unit": "s",
+        "spread": [round(ratios[0], 3), round(ratios[-1], 3)],
+    }
+
+
+def main(figures: Callable[[], list[dict[str, object]]]) -> None:
+    """Print every figure; `--json FILE` appends one object a line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", type=Path)
+    target = parser.parse_args().json
+    for row in figures():
+        sys.stdout.write(
+            f"{row['figure']}: ours {row['ours']} {row['unit']}, peer {row['peer']} {row['unit']}, ratio {row['ratio']} "
+            f"(goal {row['goal']}, {'ok' if row['ok'] else 'NOT reached'}), spread {row['spread']}\n"
+        )
+        if target is not None:
+            with target.open("a") as f:
+                f.write(json.dumps(row) + "\n")
