@@ -46,10 +46,9 @@ def main(figures: Callable[[], list[dict[str, object]]]) -> None:
     parser.add_argument("--json", type=Path)
     target = parser.parse_args().json
     for row in figures():
-        sys.stdout.write(
-            f"{row['figure']}: ours {row['ours']} {row['unit']}, peer {row['peer']} {row['unit']}, ratio {row['ratio']} "
-            f"(goal {row['goal']}, {'ok' if row['ok'] else 'NOT reached'}), spread {row['spread']}\n"
-        )
+        verdict = "ok" if row["ok"] else "NOT reached"
+        times = f"ours {row['ours']} {row['unit']}, peer {row['peer']} {row['unit']}, ratio {row['ratio']}"
+        sys.stdout.write(f"{row['figure']}: {times} (goal {row['goal']}, {verdict}), spread {row['spread']}\n")
         if target is not None:
             with target.open("a") as f:
                 f.write(json.dumps(row) + "\n")
