@@ -97,16 +97,22 @@ class _Source:
                 bootstrap_servers=list(brokers), bootstrap_timeout_ms=int(ASK_SECONDS * 1000)
             )
             if group:
+                # A leader that joins before it knows the topic assigns nothing, and no rebalance ever follows.
+                self._known_partitions()
                 self._consumer.subscribe([config.topic], listener=_Assigned(self))
             else:
                 self._assign_all()
         except KafkaError as e:
             raise _unavailable(brokers, e) from e
 
-    def _assign_all(self) -> None:
-        numbers = self._consumer.partitions_for_topic(self._topic)
+    def _known_partitions(self) -> set[int]:
+        numbers: set[int] = self._consumer.partitions_for_topic(self._topic)
         if not numbers:
             raise SourceUnavailableError(f"topic {self._topic} is not there; create it (the client never does)")
+        return numbers
+
+    def _assign_all(self) -> None:
+        numbers = self._known_partitions()
         current = {tp.partition for tp in self._consumer.assignment()}
         if numbers - current:
             # Assigning again keeps the positions of partitions that stay.
