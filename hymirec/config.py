@@ -119,12 +119,27 @@ class EncoderConfig(Config):
 class CodebookConfig(Config):
     """Cosine residual codebook."""
 
+    kind: Literal["cosine", "euclidean", "none"] = Field(
+        "cosine", description="`euclidean` (plain residual k-means) and `none` (raw fp16 vectors) are for comparison"
+    )
     layers: int = Field(3, ge=1, le=16, description="residual layers")
     centroids: int = Field(256, ge=2, le=65_536, description="centroids a layer; capped at the number of items")
     iterations: int = Field(12, ge=1, description="k-means passes a layer")
-    balance: Literal["prices", "none"] = Field("prices", description="streamed prices while fitting, or plain k-means")
+    balance: Literal["prices", "strict", "none"] = Field(
+        "prices",
+        description="streamed prices while fitting; equal loads to the row (small sets, one worker); plain k-means",
+    )
     slices: int = Field(32, ge=20, description="global slices of a pass; prices move after each")
-    magnitudes: Literal["float16", "float32"] = Field("float16", description="how magnitudes are stored")
+    beam: int = Field(1, ge=1, le=16, description="code sequences kept while an item is coded; 1 is greedy")
+    refit: bool = Field(True, description="least-squares magnitudes on the chosen centroids; never worse")
+    joint_refits: int = Field(0, ge=0, description="rounds that code all rows and refit all centroids together")
+    magnitudes: Literal["lloyd4", "lloyd8", "float16", "float32"] = Field(
+        "float16", description="how magnitudes are stored: 4 or 8 bits (levels fitted a layer), 16 or 32"
+    )
+    kernel: Literal["auto", "int8", "float32"] = Field(
+        "auto", description="nearest-centroid kernel; all give the same bits, `auto` takes the fastest that runs here"
+    )
+    memory_mb: int = Field(4096, ge=16, description="memory of a worker's rows while fitting; beyond it, a local file")
 
 
 class ItemConfig(Config):
