@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load, save
@@ -17,30 +18,49 @@ from hymirec.errors import ArtifactDamagedError
 
 TENSORS_FILE = "fit.safetensors"
 STATE_FILE = "fit.json"
+LOAD_POINTS = 33
 
 
 @dataclass(frozen=True)
 class Usage:
-    """How evenly centroids are used. `max_over_mean` is 1 when all are used alike; `dead` ones are never used."""
+    """How evenly centroids are used. `max_over_mean` is 1 when all are used alike; `dead` ones are never used.
+
+    `gini` is 0 when all are used alike and nears 1 when one takes all rows. `load` is the load of centroids over the
+    mean load, heaviest first, at (at most) 33 evenly spaced ranks from the first to the last.
+    """
 
     max_over_mean: float
     cv: float
     perplexity: float
     dead: int
+    gini: float = 0.0
+    load: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, counts_K: Tensor) -> Usage:
         """From rows a centroid; perplexity is exp of the entropy, K when all are used alike."""
         counts = counts_K.double().cpu()
-        total = max(float(counts.sum()), 1.0)
+        total = float(counts.sum())
+        if not total:
+            return cls(0.0, 0.0, 1.0, len(counts))
         mean = total / len(counts)
         share = counts[counts > 0] / total
+        ordered = counts.sort(descending=True)[0]
+        rank = torch.arange(len(counts), 0, -1, dtype=torch.float64)
+        shown = torch.linspace(0, len(counts) - 1, min(LOAD_POINTS, len(counts)), dtype=torch.float64).round().long()
         return cls(
             round(float(counts.max()) / mean, 6),
             round(float(counts.std(correction=0)) / mean, 6),
             round(float(torch.exp(-(share * share.log()).sum())), 3),
             int((counts == 0).sum()),
+            round((2.0 * float((rank * ordered).sum()) / total - len(counts) - 1) / len(counts), 6),
+            tuple(round(load / mean, 4) for load in ordered[shown].tolist()),
         )
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Usage:
+        """What `asdict` gave, after a journey through JSON."""
+        return cls(**{**values, "load": tuple(values.get("load", ()))})
 
 
 @dataclass(frozen=True)
@@ -85,7 +105,7 @@ class FitState:
                 numbers["iteration"],
                 numbers["step"],
                 **tensors,
-                usage=tuple(Usage(**usage) for usage in numbers["usage"]),
+                usage=tuple(Usage.parse(usage) for usage in numbers["usage"]),
             )
         except (KeyError, TypeError, OSError) as e:
             raise ArtifactDamagedError(f"{directory} holds no state of a fit ({e!r}); start the fit without it") from e
