@@ -1,0 +1,238 @@
+"""Which centroid is nearest: one question, several kernels, the same bits from each of them.
+
+Rows and centroids are 8-bit directions (`rotation.py`), so a score is an integer whatever computes it:
+
+- `int8-vnni`   CPU with AVX-512 VNNI: 8-bit products, price and argmax fused (`vnni.py`); 5 times an fp32 product
+- `float32`     any CPU: an ordinary fp32 matrix product of the same integers, exact because their sums stay below 2^24
+                (width up to 20,000); the fallback, and the reference
+- `int8-cuda`   GPU: 8-bit matrix product into 32 bits
+
+`choose` takes the fastest that runs here, after it has given the reference's answer on a few rows. A reader finds the
+choice in the report of a fit.
+
+B rows  P padded width  K centroids  G lanes (16)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hymirec.codebook import vnni
+from hymirec.codebook.exact import CHUNK_SCORES, exact_products
+from hymirec.codebook.rotation import SCALE
+from hymirec.errors import ModelError
+
+LANES = vnni.LANES
+ABSENT = vnni.ABSENT
+# Largest width for which SCALE^2 P, the length of a product, stays below 2^24.
+MAX_FLOAT_WIDTH = int(2**24 / SCALE**2) // 32 * 32
+# Rows between two flushes of 32-bit sums.
+FLUSH_ROWS = 2**31 // 128
+# Fewer rows than this are not worth a thread.
+THREAD_ROWS = 512
+
+KernelName = Literal["auto", "int8", "float32"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Centroids as a kernel wants them. `units_KP` are their 8-bit directions."""
+
+    units_KP: Tensor
+    packed: Any
+
+    def __len__(self) -> int:
+        return len(self.units_KP)
+
+
+class Kernel(Protocol):
+    """Nearest centroids of 8-bit directions. Tensors are on the kernel's device; results are exact integers."""
+
+    name: str
+
+    def table(self, units_KP: Tensor) -> Table:
+        """Prepare centroids, int8 (K, P)."""
+
+    def nearest(self, rows_BP: Tensor, table: Table, price_K: Tensor) -> Tensor:
+        """Number of the centroid with the largest x.c - price, int32 (B,); ties go to the lower number.
+
+        `price_K` is int32, within +-2^29.
+        """
+
+    def lanes(self, rows_BP: Tensor, table: Table) -> tuple[Tensor, Tensor]:
+        """The best centroid of each lane (centroids k with k % 16 = lane): scores x.c and numbers, int32 (B, 16).
+
+        A lane without centroids has score ABSENT and any number. 16 candidates a row at the price of one.
+        """
+
+    def add_rows(self, rows_BP: Tensor, code_B: Tensor, sums_KP: Tensor, counts_K: Tensor) -> None:
+        """Add rows to the sums (int64) of their centroids and count them (int64), in place."""
+
+
+class VnniKernel:
+    """AVX-512 VNNI; one call uses as many threads as torch does."""
+
+    name = "int8-vnni"
+
+    def table(self, units_KP: Tensor) -> Table:
+        """Panels of 32 centroids."""
+        return Table(units_KP, vnni.pack_table(units_KP.contiguous().numpy()))
+
+    def nearest(self, rows_BP: Tensor, table: Table, price_K: Tensor) -> Tensor:
+        """Fused price and argmax."""
+        price = _panel_prices(table, price_K.numpy())
+        code = np.empty(len(rows_BP), np.int32)
+        rows = rows_BP.numpy()
+        _on_threads(len(rows), lambda part: vnni.nearest(rows[part], table.packed, price, code[part]))
+        return torch.from_numpy(code)
+
+    def lanes(self, rows_BP: Tensor, table: Table) -> tuple[Tensor, Tensor]:
+        """The lanes are those of the vector registers."""
+        price = _panel_prices(table, np.zeros(len(table), np.int32))
+        score, code = (np.empty((len(rows_BP), LANES), np.int32) for _ in range(2))
+        rows = rows_BP.numpy()
+        _on_threads(len(rows), lambda part: vnni.lanes(rows[part], table.packed, price, score[part], code[part]))
+        return torch.from_numpy(score), torch.from_numpy(code)
+
+    def add_rows(self, rows_BP: Tensor, code_B: Tensor, sums_KP: Tensor, counts_K: Tensor) -> None:
+        """32-bit sums a thread, flushed before they can overflow."""
+        rows, code = rows_BP.numpy(), code_B.numpy()
+
+        def add(part: slice) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+            sums, counts = np.zeros(sums_KP.shape, np.int32), np.zeros(len(counts_K), np.int64)
+            vnni.add_rows(rows[part], code[part], sums, counts)
+            return sums, counts
+
+        for start in range(0, len(rows), FLUSH_ROWS):
+            some = slice(start, min(start + FLUSH_ROWS, len(rows)))
+            for sums, counts in _on_threads(some.stop - start, add, start):
+                sums_KP += torch.from_numpy(sums)
+                counts_K += torch.from_numpy(counts)
+
+
+class TorchKernel:
+    """Matrix products by torch: fp32 on a CPU, 8 bits on a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.name = "int8-cuda" if device.type == "cuda" else "float32"
+
+    def table(self, units_KP: Tensor) -> Table:
+        """Columns, padded to the multiple of 8 that the GPU's product needs."""
+        if self.name == "float32":
+            if units_KP.shape[1] > MAX_FLOAT_WIDTH:
+                raise ModelError(
+                    f"expected at most {MAX_FLOAT_WIDTH} dimensions for the float32 kernel, got {units_KP.shape[1]}; "
+                    "fit and encode on a CPU with AVX-512 VNNI or on a GPU"
+                )
+            return Table(units_KP, units_KP.float().T.contiguous())
+        padded = torch.nn.functional.pad(units_KP, (0, 0, 0, -len(units_KP) % 8))
+        return Table(units_KP, padded.contiguous().T)
+
+    def nearest(self, rows_BP: Tensor, table: Table, price_K: Tensor) -> Tensor:
+        """Chunk by chunk: 64 MiB of scores at a time."""
+        codes = []
+        for rows in rows_BP.split(_chunk(table)):
+            scores = self._scores(rows, table)
+            # Prices are subtracted as integers: the difference may not fit fp32. A product below 2^24 does.
+            codes.append((scores.to(torch.int32) - price_K).max(1)[1].to(torch.int32))
+        return torch.cat(codes) if codes else rows_BP.new_zeros(0, dtype=torch.int32)
+
+    def lanes(self, rows_BP: Tensor, table: Table) -> tuple[Tensor, Tensor]:
+        """The first best of every 16th centroid."""
+        count = len(table)
+        found = []
+        for rows in rows_BP.split(_chunk(table)):
+            scores = torch.nn.functional.pad(
+                self._scores(rows, table).to(torch.int32), (0, -count % LANES), value=ABSENT
+            )
+            best, which = scores.view(len(rows), -1, LANES).max(1)
+            found.append((best, (which * LANES + torch.arange(LANES, device=which.device)).to(torch.int32)))
+        if not found:
+            empty = rows_BP.new_zeros(0, LANES, dtype=torch.int32)
+            return empty, empty
+        return torch.cat([best for best, _ in found]), torch.cat([which for _, which in found])
+
+    def add_rows(self, rows_BP: Tensor, code_B: Tensor, sums_KP: Tensor, counts_K: Tensor) -> None:
+        """In chunks, as int64."""
+        code = code_B.long()
+        for rows, codes in zip(rows_BP.split(4096), code.split(4096), strict=True):
+            sums_KP.index_add_(0, codes, rows.long())
+        counts_K += torch.bincount(code, minlength=len(counts_K))
+
+    def _scores(self, rows_BP: Tensor, table: Table) -> Tensor:
+        if self.name == "float32":
+            with exact_products():
+                return rows_BP.float() @ table.packed
+        # The product needs more than 16 rows.
+        rows = torch.nn.functional.pad(rows_BP, (0, 0, 0, max(0, 32 - len(rows_BP))))
+        return torch._int_mm(rows, table.packed)[: len(rows_BP), : len(table)]
+
+
+def choose(name: KernelName, device: torch.device, width: int) -> Kernel:
+    """The kernel for a device: `auto` takes the fastest that gives the reference's answer here.
+
+    Raises ModelError when `int8` is asked for and this processor has none, or when it computes wrongly.
+    """
+    if name == "float32" and device.type == "cpu":
+        return TorchKernel(device)
+    fast: Kernel | None = TorchKernel(device) if device.type == "cuda" else VnniKernel() if vnni.available() else None
+    if fast is not None and width % 4 == 0 and _right(fast.name, device.type):
+        return fast
+    if name == "int8":
+        raise ModelError(
+            "codebook.kernel=int8 needs AVX-512 VNNI or a CUDA device that multiplies 8-bit integers exactly, and "
+            "here is neither; set codebook.kernel=auto"
+        )
+    return TorchKernel(torch.device("cpu"))
+
+
+@cache
+def _right(name: str, device_type: str) -> bool:
+    """Whether a kernel agrees with the fp32 product on a few extreme and a few ordinary rows."""
+    device = torch.device(device_type)
+    kernel: Kernel = VnniKernel() if name == VnniKernel.name else TorchKernel(device)
+    values = (np.arange(96 * 64, dtype=np.int64) * 2654435761 % 255 - 127).astype(np.int8).reshape(96, 64)
+    values[:2] = [[127], [-127]]
+    rows, price = torch.from_numpy(values), torch.arange(40, dtype=torch.int32) * 997
+    reference = TorchKernel(torch.device("cpu"))
+    expected = reference.lanes(rows, reference.table(rows[:40]))
+    nearest = reference.nearest(rows, reference.table(rows[:40]), price)
+    table = kernel.table(rows[:40].to(device))
+    found = kernel.lanes(rows.to(device), table)
+    return all(torch.equal(a.cpu(), b) for a, b in zip(found, expected, strict=True)) and torch.equal(
+        kernel.nearest(rows.to(device), table, price.to(device)).cpu(), nearest
+    )
+
+
+def _chunk(table: Table) -> int:
+    return max(32, CHUNK_SCORES // len(table))
+
+
+def _panel_prices(table: Table, price: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Prices of whole panels; what is not there costs too much to be chosen."""
+    whole = np.full(len(table.packed) * vnni.PANEL, -ABSENT, np.int32)
+    whole[: len(price)] = price
+    return whole
+
+
+def _on_threads(rows: int, work: Callable[[slice], Any], first: int = 0) -> list[Any]:
+    """`work` on slices of `rows` rows, one a torch thread (kernels release the interpreter's lock)."""
+    threads = max(1, min(torch.get_num_threads(), rows // THREAD_ROWS))
+    parts = [slice(first + rows * t // threads, first + rows * (t + 1) // threads) for t in range(threads)]
+    if threads == 1:
+        return [work(parts[0])]
+    return list(_pool(torch.get_num_threads()).map(work, parts))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="codebook")
