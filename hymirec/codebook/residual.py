@@ -31,6 +31,8 @@ from hymirec.codebook.exact import (
     tree_sum,
     unit_length,
 )
+from hymirec.codebook.quantizer import ItemTable
+from hymirec.codebook.table import ItemCodes
 from hymirec.errors import ArtifactDamagedError, ArtifactMissingError, NonFiniteEmbeddingError, ZeroCentroidError
 
 CONFIG_FILE = "config.json"
@@ -67,6 +69,7 @@ def project_out(residual_BD: Tensor, centroid_BD: Tensor) -> tuple[Tensor, Tenso
 class ResidualCodebook(nn.Module):
     """`centroids_LKD`: unit rows, fp32. Encoding is plain argmax; its result is a function of the row alone."""
 
+    kind = "cosine"
     centroids_LKD: Tensor
     _units_LKD: Tensor
 
@@ -162,6 +165,26 @@ class ResidualCodebook(nn.Module):
         Differentiable in the weight: decode(codes, a) @ W.T = sum_l a_l project(W)[l, code_l].
         """
         return self.centroids_LKD.to(weight_HD) @ weight_HD.T
+
+    def encode_items(self, vectors_ND: Tensor | NDArray[np.floating[Any]]) -> ItemTable:
+        """Vectors (N, D) as they are stored; see `item_codes`."""
+        from hymirec.codebook.encode import item_codes
+
+        return item_codes(self, vectors_ND, self.info.get("magnitudes", "float16"))
+
+    def code_part(self, source: Path, target: Path) -> int:
+        """Code a part of embeddings; see `encode.code_part`."""
+        from hymirec.codebook.encode import code_part
+
+        return code_part(self, source, target)
+
+    def open_items(self, codes_dir: Path) -> ItemTable:
+        """All parts that `code_part` wrote to a directory; see `ItemCodes.open`."""
+        return ItemCodes.open(codes_dir)
+
+    def lookup(self, items: ItemTable) -> Tensor:
+        """The centroids, fp32 (L, K, D), whatever the items."""
+        return self.centroids_LKD
 
     def save_pretrained(self, directory: Path | str) -> None:
         """Write config.json and codebook.safetensors; equal codebooks give equal bytes."""

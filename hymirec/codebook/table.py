@@ -55,6 +55,10 @@ class ItemCodes:
     def __len__(self) -> int:
         return len(self.codes_NL)
 
+    def take(self, rows: NDArray[np.int64]) -> ItemCodes:
+        """Some of the rows, in the order asked for."""
+        return ItemCodes(self.codes_NL[rows], self.magnitudes_NL[rows])
+
     @property
     def layers(self) -> int:
         """Number of codes an item (L)."""

@@ -1,12 +1,11 @@
-"""How good a codebook is: fidelity, usage, neighbours kept, bytes.
+"""How good a codebook is, in numbers: fidelity, neighbours kept, usage, magnitudes, bytes.
 
-N rows  D width  L layers
+N rows  D width  L layers  K centroids
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,92 +13,75 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hymirec.catalog.vectors import count_rows, read_vectors
-from hymirec.codebook.encode import item_codes
 from hymirec.codebook.exact import CHUNK_ROWS, exact_products, exact_scores, norms, to_units, tree_sum
-from hymirec.codebook.residual import ResidualCodebook
+from hymirec.codebook.quantizer import ItemQuantizer, ItemTable
 from hymirec.codebook.state import Usage
-from hymirec.codebook.table import ItemCodes
-from hymirec.errors import ArtifactMissingError
 
 NEIGHBOURS = 100
 QUERIES = 500
-SAMPLE_ROWS = 20_000
-SAMPLE_BLOCKS = 20
+# Bytes of a component of an embedding that is not coded.
 RAW_BYTES = 2
+MAGNITUDE_BINS = 40
+PERCENTILES = (5, 25, 50, 75, 95)
 
 
 def quality_report(
-    codebook: ResidualCodebook, vectors_ND: NDArray[np.floating[Any]], codes: ItemCodes
+    codebook: ItemQuantizer, vectors_ND: NDArray[np.floating[Any]] | Tensor, items: ItemTable
 ) -> dict[str, Any]:
-    """Measure codes (stored magnitudes included) against the vectors (N, D) that they stand for.
+    """Measure items as they are stored against the vectors (N, D) that they stand for.
 
-    Cosines are between a vector and what its first 1..L codes decode to; zero vectors are left out. `usage_fitted` is
-    the load of each centroid in the last pass of the fit, `usage_argmax` in these codes. `recall_at_100` is the share
-    of a vector's 100 true neighbours in the sample that are among its 100 neighbours when all vectors but itself are
-    decoded ones. Bytes count an item's row uncompressed, against its raw embedding in fp16.
+    A layer's figures are those of what the first 1..l codes decode to. Cosines are between a vector and its decoded
+    one; zero vectors are left out. `recall_at_100` is the share of a vector's 100 true neighbours in the sample that
+    are among its 100 neighbours when all vectors but itself are decoded ones. `usage_fitted` is the load of centroids
+    in the last pass of the fit, `usage_argmax` in these codes. Magnitudes are in the unit of the vectors. Bytes count
+    an item's row as it is stored, uncompressed, against its raw embedding in fp16; `bytes_read` gives each layer an
+    equal share of them.
+    Raises ValueError when rows or layers do not fit each other.
     """
     vectors = torch.as_tensor(np.ascontiguousarray(vectors_ND, np.float32))
-    if len(vectors) != len(codes) or codes.layers != codebook.layers:
+    if len(vectors) != len(items) or items.layers != codebook.layers:
         raise ValueError(
-            f"expected {len(vectors)} rows of {codebook.layers} codes, got {len(codes)} rows of {codes.layers}"
+            f"expected {len(vectors)} rows of {codebook.layers} codes, got {len(items)} rows of {items.layers}"
         )
+    lookup_LKD = codebook.lookup(items)
+    neighbours = _Neighbours(vectors)
     fitted = codebook.info.get("usage", [])
+    edges = _magnitude_edges(items)
     layers: list[dict[str, Any]] = []
     decoded = torch.zeros_like(vectors)
     for layer in range(codebook.layers):
-        code = torch.from_numpy(codes.codes_NL[:, layer].astype(np.int64))
-        magnitude = torch.from_numpy(codes.magnitudes_NL[:, layer].astype(np.float32))
-        decoded = decoded + magnitude[:, None] * codebook.centroids_LKD[layer].cpu()[code]
-        counts = torch.bincount(code, minlength=codebook.centroids)
-        row = _cosines(vectors, decoded) | {"usage_argmax": asdict(Usage.of(counts))}
-        layers.append(row | ({"usage_fitted": fitted[layer]} if layer < len(fitted) else {}))
+        code = torch.from_numpy(items.codes_NL[:, layer].astype(np.int64))
+        magnitude = torch.from_numpy(items.magnitudes_NL[:, layer].astype(np.float32))
+        decoded = decoded + magnitude[:, None] * lookup_LKD[layer].cpu()[code]
+        row: dict[str, Any] = {"bytes_read": round(items.bytes_per_item * (layer + 1) / codebook.layers, 2)}
+        row |= _cosines(vectors, decoded) | {"recall_at_100": neighbours.recall(decoded)}
+        if codebook.centroids:
+            counts = torch.bincount(code, minlength=codebook.centroids)
+            row["usage_argmax"] = _plain(asdict(Usage.of(counts)))
+        if layer < len(fitted):
+            row["usage_fitted"] = _plain(fitted[layer])
+        if edges is not None:
+            row["magnitudes"] = _magnitudes(items.magnitudes_NL[:, layer], edges)
+        layers.append(row)
     raw = RAW_BYTES * codebook.width
     return {
+        "kind": codebook.kind,
         "layers": codebook.layers,
         "centroids": codebook.centroids,
         "width": codebook.width,
         "rows": len(vectors),
         "cosine_mean": layers[-1]["cosine_mean"],
-        "recall_at_100": _recall(vectors, decoded),
-        "bytes_per_item": codes.bytes_per_item,
+        "recall_at_100": layers[-1]["recall_at_100"],
+        "bytes_per_item": items.bytes_per_item,
         "raw_bytes": raw,
-        "compression_ratio": round(raw / codes.bytes_per_item, 2),
+        "compression_ratio": round(raw / items.bytes_per_item, 2),
         "per_layer": layers,
     }
 
 
-def sample_report(codebook: ResidualCodebook, embeddings: Path, codes: ItemCodes | None = None) -> dict[str, Any]:
-    """`quality_report` on up to 20,000 rows of a directory of embeddings, in blocks spread evenly over it.
-
-    Without `codes` the sample is coded here, as the codes step would.
-    """
-    total = count_rows(embeddings)
-    blocks = 1 if total <= SAMPLE_ROWS else SAMPLE_BLOCKS
-    size = min(total, SAMPLE_ROWS) // blocks
-    starts = [total * block // blocks for block in range(blocks)]
-    vectors = np.concatenate([read_vectors(embeddings, start, start + size) for start in starts])
-    if codes is None:
-        sample = item_codes(codebook, vectors, codebook.info.get("magnitudes", "float16"))
-    else:
-        rows = np.concatenate([np.arange(start, start + size) for start in starts])
-        sample = ItemCodes(codes.codes_NL[rows], codes.magnitudes_NL[rows])
-    return quality_report(codebook, vectors, sample)
-
-
-def report_directory(run_dir: Path) -> dict[str, Any]:
-    """The report of a run's codebook, on its embeddings and, once they are written, its codes.
-
-    Raises ArtifactMissingError or ArtifactDamagedError with the name of the file.
-    """
-    codebook = ResidualCodebook.from_pretrained(run_dir / "codebook")
-    try:
-        codes = ItemCodes.open(run_dir / "codes")
-    except ArtifactMissingError:
-        codes = None
-    if codes is not None and len(codes) != count_rows(run_dir / "embeddings"):
-        codes = None
-    return sample_report(codebook, run_dir / "embeddings", codes)
+def _plain(usage: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back: a list for a tuple."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in usage.items()}
 
 
 def _cosines(x_ND: Tensor, y_ND: Tensor) -> dict[str, float]:
@@ -112,49 +94,54 @@ def _cosines(x_ND: Tensor, y_ND: Tensor) -> dict[str, float]:
         found.append(cosine[norm_x > 0])
     cosines = torch.cat(found).numpy()
     if not len(cosines):
-        return {"cosine_mean": 0.0, "cosine_p05": 0.0, "cosine_p50": 0.0, "cosine_p95": 0.0}
-    p05, p50, p95 = np.percentile(cosines, [5, 50, 95])
-    values = {"cosine_mean": cosines.mean(), "cosine_p05": p05, "cosine_p50": p50, "cosine_p95": p95}
-    return {name: round(float(value), 6) for name, value in values.items()}
+        return {"cosine_mean": 0.0} | {f"cosine_p{p:02d}": 0.0 for p in PERCENTILES}
+    values = {"cosine_mean": float(cosines.mean())}
+    values |= {f"cosine_p{p:02d}": float(np.percentile(cosines, p)) for p in PERCENTILES}
+    return {name: round(value, 6) for name, value in values.items()}
 
 
-def _recall(x_ND: Tensor, decoded_ND: Tensor) -> float:
-    """Recall of true neighbours among decoded vectors; 1 when a row has no neighbour to miss."""
-    wanted = min(NEIGHBOURS, len(x_ND) - 1)
-    if wanted < 1:
-        return 1.0
-    queries = torch.arange(0, len(x_ND), max(1, len(x_ND) // QUERIES))[:QUERIES]
-    units, decoded = to_units(x_ND), to_units(decoded_ND)
-    with exact_products():
-        neighbours = [
-            exact_scores(units[queries], table.float().T.contiguous())
-            .scatter(1, queries[:, None], -torch.inf)
-            .topk(wanted, dim=1)[1]
-            for table in (units, decoded)
-        ]
-    hits = sum(
-        len(set(true) & set(found)) for true, found in zip(neighbours[0].tolist(), neighbours[1].tolist(), strict=True)
-    )
-    return round(hits / (wanted * len(queries)), 4)
+class _Neighbours:
+    """The true neighbours of (up to) 500 of the vectors, found once and looked for in every layer's decoded vectors."""
+
+    def __init__(self, x_ND: Tensor) -> None:
+        self._wanted = min(NEIGHBOURS, len(x_ND) - 1)
+        self._query = torch.arange(0, len(x_ND), max(1, len(x_ND) // QUERIES))[:QUERIES]
+        units_ND = to_units(x_ND)
+        self._query_units = units_ND[self._query]
+        self._true = self._nearest(units_ND) if self._wanted > 0 else None
+
+    def recall(self, decoded_ND: Tensor) -> float:
+        """Share of the true neighbours that decoded vectors find; 1 when a row has no neighbour to miss."""
+        if self._true is None:
+            return 1.0
+        found = self._nearest(to_units(decoded_ND)).tolist()
+        hits = sum(len(set(a) & set(b)) for a, b in zip(self._true.tolist(), found, strict=True))
+        return round(hits / (self._wanted * len(found)), 4)
+
+    def _nearest(self, units_ND: Tensor) -> Tensor:
+        """Ties go to the row that comes first, so that they do not depend on the machine."""
+        with exact_products():
+            scores = exact_scores(self._query_units, units_ND.float().T.contiguous())
+        scores = scores.double().scatter(1, self._query[:, None], -torch.inf)
+        # Scores are whole numbers: less than one of them tells rows apart and never changes their order.
+        scores -= torch.arange(len(units_ND), dtype=torch.float64) / (2 * len(units_ND))
+        return scores.topk(self._wanted, dim=1)[1]
 
 
-def to_markdown(report: dict[str, Any]) -> str:
-    """The report as a page."""
-    lines = [
-        f"# Codebook: {report['layers']} layers of {report['centroids']:,} centroids, width {report['width']:,}",
-        "",
-        f"{report['bytes_per_item']} bytes an item instead of {report['raw_bytes']:,} (fp16): "
-        f"{report['compression_ratio']:.1f} times smaller. Mean cosine {report['cosine_mean']:.4f}, recall@100 of true "
-        f"neighbours {report['recall_at_100']:.4f}, measured on {report['rows']:,} items.",
-        "",
-        "| layers read | cosine: mean | p05 | p50 | fitted load: max/mean | CV | codes: max/mean | perplexity | dead |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for number, layer in enumerate(report["per_layer"], start=1):
-        argmax, fitted = layer["usage_argmax"], layer.get("usage_fitted")
-        load = f"{fitted['max_over_mean']:.2f} | {fitted['cv']:.3f}" if fitted else "- | -"
-        lines.append(
-            f"| {number} | {layer['cosine_mean']:.4f} | {layer['cosine_p05']:.4f} | {layer['cosine_p50']:.4f} "
-            f"| {load} | {argmax['max_over_mean']:.2f} | {argmax['perplexity']:.0f} | {argmax['dead']} |"
-        )
-    return "\n".join(lines) + "\n"
+def _magnitude_edges(items: ItemTable) -> tuple[float, float] | None:
+    """The range of all magnitudes; None where they are no information because all are 1."""
+    values = items.magnitudes_NL
+    if not values.size or bool((values == 1).all()):
+        return None
+    low, high = float(values.min()), float(values.max())
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def _magnitudes(values_N: NDArray[np.floating[Any]], edges: tuple[float, float]) -> dict[str, Any]:
+    """Distribution of a layer's magnitudes: in `counts`, over equal bins of `range`, which all layers share."""
+    values = values_N.astype(np.float64)
+    # The ends are rounded outwards by fp64 itself, not cut: every value falls into a bin.
+    counts = np.histogram(values, bins=MAGNITUDE_BINS, range=edges)[0]
+    found: dict[str, Any] = {"mean": round(float(values.mean()), 6), "std": round(float(values.std()), 6)}
+    found |= {f"p{p:02d}": round(float(np.percentile(values, p)), 6) for p in (5, 50, 95)}
+    return found | {"range": list(edges), "counts": counts.tolist()}
