@@ -35,7 +35,7 @@ from hymirec.artifacts import (
 from hymirec.catalog.parts import part_paths, read_table, write_table
 from hymirec.catalog.prepared import Catalog
 from hymirec.catalog.schemas import INDEX, ITEM, ITEMS_DIR, KEY, POPULARITY, TITLE
-from hymirec.codebook.table import ItemCodes
+from hymirec.codebook import open_codebook
 from hymirec.config import ComputeConfig, Config, PipelineConfig, dump
 from hymirec.errors import ArtifactDamagedError, ArtifactMissingError, BundleError
 from hymirec.recommender.hybrid import HybridModel
@@ -44,7 +44,9 @@ from hymirec.retrieval import ItemIndex
 KIND = "bundle"
 INDEX_FILE = "index.faiss"
 COPIED = ("codes", "codebook", "recommender")
-UNCOPIED = shutil.ignore_patterns("manifest.json", "timing.json", "work", "logs", "checkpoints", "tensorboard", ".*")
+UNCOPIED = shutil.ignore_patterns(
+    "manifest.json", "timing.json", "work", "logs", "checkpoints", "tensorboard", "report", ".*"
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Bundle:
         directory = Path(path)
         manifest = verify_bundle(directory)
         catalog = Catalog.open(directory)
-        codes = ItemCodes.open(directory / "codes")
+        codes = open_codebook(directory / "codebook").open_items(directory / "codes")
         model = HybridModel.open(directory / "recommender", codes)
         torch.nn.Module.to(model, device)
         index = ItemIndex.open(directory / INDEX_FILE)
@@ -95,7 +97,8 @@ def write_bundle(run_dir: Path, config: PipelineConfig, out: Path) -> Manifest:
     for name in COPIED:
         shutil.copytree(run_dir / name, out / name, ignore=UNCOPIED, dirs_exist_ok=True)
     shutil.copyfile(run_dir / "evaluation" / "metrics.json", out / "metrics.json")
-    model = HybridModel.open(out / "recommender", ItemCodes.open(out / "codes"))
+    items = open_codebook(out / "codebook").open_items(out / "codes")
+    model = HybridModel.open(out / "recommender", items)
     ItemIndex.build(model.item_vectors().float().cpu().numpy(), config.retrieval).save(out / INDEX_FILE)
     encoder = read_manifest(run_dir / "encoder")
     write_json(out / "encoder.json", {"preset": config.encoder.preset, "model": config.encoder.model, "id": encoder.id})

@@ -112,14 +112,19 @@ def evaluate(run_dir: Path) -> None:
 def codebook_report(
     run_dir: Path, as_json: Annotated[bool, typer.Option("--json", help="JSON instead of Markdown")] = False
 ) -> None:
-    """Measure fidelity, usage and bytes of a run's codebook on its embeddings and codes."""
-    from hymirec.codebook import report_directory, to_markdown
+    """Measure fidelity, usage and bytes of a run's codebook on its embeddings and codes.
+
+    Also written, with plots, to RUN_DIR/codebook/report.
+    """
+    from hymirec.codebook import report_directory, to_markdown, write_report
 
     report = report_directory(run_dir)
+    written = write_report(run_dir, report)
     if as_json:
         _print_json(report)
     else:
         out.print(to_markdown(report), markup=False)
+        out.print(f"(with plots: {written / 'report.md'})", markup=False)
 
 
 @bundle.command("inspect")

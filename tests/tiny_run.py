@@ -19,7 +19,7 @@ from hymirec.catalog.prepare import prepare
 from hymirec.catalog.tables import load_tables
 from hymirec.catalog.validation import check
 from hymirec.catalog.vectors import count_rows, read_vectors
-from hymirec.codebook import IdentityReducer, ItemCodes, ResidualCodebook, code_part, fit_codebook, sample_report
+from hymirec.codebook import IdentityReducer, fit_codebook, fit_variant, open_codebook, sample_report
 from hymirec.config import ComputeConfig, OptimConfig, PipelineConfig, dump, parse
 from hymirec.encoder import ContentEncoder
 from hymirec.encoder.encode import encode_part
@@ -35,7 +35,7 @@ RECENT = 6
 PARTS = ("data", "encoder", "embeddings", "codebook", "codes", "recommender", "evaluation")
 
 
-def tiny_config(seed: int = 0, string_ids: bool = True) -> PipelineConfig:
+def tiny_config(seed: int = 0, string_ids: bool = True, kind: str = "cosine") -> PipelineConfig:
     """The configuration of the run. `compute` is what runs without Ray and without DeepSpeed."""
     values = {
         "name": "tiny",
@@ -60,7 +60,7 @@ def tiny_config(seed: int = 0, string_ids: bool = True) -> PipelineConfig:
             "max_tokens": 12,
             "optim": {"epochs": 0},
         },
-        "codebook": {"layers": 2, "centroids": 16, "iterations": 3},
+        "codebook": {"kind": kind, "layers": 2, "centroids": 16, "iterations": 3},
         "recommender": {
             "item": {"width": 16},
             "light": {"hidden_size": 16, "queries": 2, "max_history": 50},
@@ -74,9 +74,9 @@ def tiny_config(seed: int = 0, string_ids: bool = True) -> PipelineConfig:
     return parse(PipelineConfig, values)
 
 
-def build_tiny_run(directory: Path, seed: int = 0, string_ids: bool = True) -> Path:
+def build_tiny_run(directory: Path, seed: int = 0, string_ids: bool = True, kind: str = "cosine") -> Path:
     """Build the run in `directory` and return it; `directory/bundle` is its release. Equal arguments, equal bytes."""
-    config = tiny_config(seed, string_ids)
+    config = tiny_config(seed, string_ids, kind)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.yaml").write_text(dump(config))
     tables = load_tables(config.data, config.seed)
@@ -110,11 +110,11 @@ def _encode(config: PipelineConfig, run_dir: Path) -> None:
 
 def _code(config: PipelineConfig, run_dir: Path) -> None:
     embeddings = run_dir / "embeddings"
-    rows = torch.from_numpy(read_vectors(embeddings))
-    fitted = fit_codebook(rows, np.arange(count_rows(embeddings)), config.codebook, config.seed, IdentityReducer())
-    fitted.save_pretrained(run_dir / "codebook")
-    codebook = ResidualCodebook.from_pretrained(run_dir / "codebook")
+    rows, ids = torch.from_numpy(read_vectors(embeddings)), np.arange(count_rows(embeddings))
+    fitter = fit_codebook if config.codebook.kind == "cosine" else fit_variant
+    fitter(rows, ids, config.codebook, config.seed, IdentityReducer()).save_pretrained(run_dir / "codebook")
+    codebook = open_codebook(run_dir / "codebook")
     for part in part_paths(embeddings):
-        code_part(codebook, part, run_dir / "codes" / part.name)
-    report = sample_report(codebook, embeddings, ItemCodes.open(run_dir / "codes"))
+        codebook.code_part(part, run_dir / "codes" / part.name)
+    report = sample_report(codebook, embeddings, codebook.open_items(run_dir / "codes"))
     write_json(run_dir / "codebook" / "report.json", report)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hymirec.catalog.prepared import Catalog, Sequences
 from hymirec.catalog.schemas import Split
-from hymirec.codebook.table import ItemCodes
+from hymirec.codebook import open_codebook
 from hymirec.config import EvaluationConfig, PipelineConfig
 from hymirec.errors import DataError
 from hymirec.evaluation.bootstrap import interval
@@ -103,7 +103,8 @@ def evaluate_run(run_dir: Path, config: PipelineConfig, split: Split = "test") -
     Returns {"metrics": {"split", "mask_history", "models": [row, ...]}, "markdown": table}; the first row is HyMiRec.
     """
     sequences, catalog = Sequences.open(run_dir / "data"), Catalog.open(run_dir / "data")
-    model = HybridModel.open(run_dir / "recommender", ItemCodes.open(run_dir / "codes"))
+    items = open_codebook(run_dir / "codebook").open_items(run_dir / "codes")
+    model = HybridModel.open(run_dir / "recommender", items)
     if config.compute.use_gpu and torch.cuda.is_available():
         torch.nn.Module.to(model, "cuda")
     evaluation = config.evaluation

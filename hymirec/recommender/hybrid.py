@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hymirec.codebook.table import ItemCodes
+from hymirec.codebook.quantizer import ItemTable
 from hymirec.config import RecommenderConfig, parse
 from hymirec.errors import ArtifactMissingError, ModelError
 from hymirec.recommender.items import ItemEmbedder
@@ -143,7 +143,7 @@ class HybridModel(PreTrainedModel):
         if self.settings.negatives == 0 and threshold < 1:
             self._twins = Twins.find(self.items.content_ND, threshold)
 
-    def attach_codes(self, codes: ItemCodes, codebook_LKX: Tensor, projected: bool = False) -> None:
+    def attach_codes(self, codes: ItemTable, codebook_LKX: Tensor, projected: bool = False) -> None:
         """Codes of all items with the codebook: in content space (X = D) or as this light tower sees it (X = H).
 
         Raises ModelError when they are of another catalogue.
@@ -180,7 +180,7 @@ class HybridModel(PreTrainedModel):
         save_file(tensors, directory / SERVING_FILE)
 
     @classmethod
-    def open(cls, directory: Path, codes: ItemCodes) -> HybridModel:
+    def open(cls, directory: Path, codes: ItemTable) -> HybridModel:
         """A model ready to serve and to evaluate, in eval mode: weights, item vectors, projected codebook, codes.
 
         Raises ArtifactMissingError when a file is not there.

@@ -79,12 +79,18 @@ class LightTower(nn.Module):
         `codebook_LKX` is the codebook in content space (X = D), or in hidden space when `projected` (X = H). `age_BE`
         are age buckets. Padding may stand anywhere: order is told by age alone, so the result does not depend on it.
         """
-        table_LKH = codebook_LKX if projected else self.project(codebook_LKX)
         batch, events, _ = codes_BEL.shape
         null = self.null_H.expand(batch, 1, -1)
         event = null
         if events:
-            decoded = decode_events(codes_BEL, magnitudes_BEL, table_LKH)
+            if projected:
+                decoded = decode_events(codes_BEL, magnitudes_BEL, codebook_LKX)
+            elif codebook_LKX.shape[1] > batch * events:
+                # Fewer events than rows of a layer: the events are the cheaper ones to project. Raw vectors, always.
+                content_BED = decode_events(codes_BEL, magnitudes_BEL, codebook_LKX)
+                decoded = content_BED.to(self.input_HD.dtype) @ self.input_HD.T
+            else:
+                decoded = decode_events(codes_BEL, magnitudes_BEL, self.project(codebook_LKX))
             event = torch.cat([null, self.norm(decoded) + self.age(age_BE)], dim=1)
         readable = torch.cat([mask_BE.new_ones(batch, 1), mask_BE], dim=1)[:, None, None, :]
         query = self.query_QH.expand(batch, -1, -1)

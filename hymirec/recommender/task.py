@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from hymirec.catalog.prepared import Catalog, Sequences
 from hymirec.catalog.vectors import read_vectors
-from hymirec.codebook.residual import ResidualCodebook
-from hymirec.codebook.table import ItemCodes
+from hymirec.codebook import open_codebook
 from hymirec.config import PipelineConfig
 from hymirec.errors import DataError
 from hymirec.recommender.batches import chunk_count, epoch_batches, training_batch
@@ -39,8 +38,9 @@ class HybridTask:
         self._catalog = Catalog.open(run_dir / "data")
         self._sequences = Sequences.open(run_dir / "data")
         self._content_ND = torch.from_numpy(read_vectors(run_dir / "embeddings"))
-        self._codes = ItemCodes.open(run_dir / "codes")
-        self._centroids_LKD = ResidualCodebook.from_pretrained(run_dir / "codebook").centroids_LKD
+        codebook = open_codebook(run_dir / "codebook")
+        self._codes = codebook.open_items(run_dir / "codes")
+        self._lookup_LKD = codebook.lookup(self._codes)
         if not chunk_count(self._sequences, self._settings.llm.recent):
             raise DataError(
                 "no user has two training events, so there is no next item to learn; lower "
@@ -60,7 +60,7 @@ class HybridTask:
         model = HybridModel(config)
         model.reset_parameters(load_llm_weights(model.llm, self._settings.llm))
         model.attach_content(self._content_ND)
-        model.attach_codes(self._codes, self._centroids_LKD)
+        model.attach_codes(self._codes, self._lookup_LKD)
         if self._settings.item.cooccurrence:
             self._start_from_cooccurrence(model)
         return model

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 INK, PAPER, GRID = "#1f2328", "#ffffff", "#d8dee4"
 # What takes their place on a dark page.
 DARK = {INK: "#e6edf3", PAPER: "#0d1117", GRID: "#30363d"}
-# One colour a layer, readable on both papers; from the seventeenth layer on they would begin again.
+# One colour a layer, readable on both papers; from the ninth layer on they begin again, dashed.
 COLOURS = ("#2f81d0", "#d9772b", "#3a9d5d", "#a668c4", "#c94f6d", "#8a8f98", "#b0902f", "#2a9d9d")
+COLUMNS = 4
 RC: dict[Any, Any] = {
     "svg.hashsalt": "hymirec",
     "svg.fonttype": "path",
@@ -86,24 +87,46 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(columns: int = 1, sharey: bool = True) -> tuple[Figure, list[Axes]]:
-    """A row of plots; many layers share a figure and get narrower ones."""
+def _figure(count: int = 1) -> tuple[Figure, list[Axes]]:
+    """`count` plots that share their axes' scale, four in a row."""
     from matplotlib.figure import Figure
 
-    width = 6.4 if columns == 1 else max(6.4, min(2.6 * columns + 0.8, 16.0))
-    figure = Figure(figsize=(width, 3.6), layout="constrained")
-    return figure, list(figure.subplots(1, columns, sharey=sharey, squeeze=False)[0])
+    columns, rows = min(count, COLUMNS), -(-count // COLUMNS)
+    width = 6.4 if columns == 1 else max(6.4, 2.6 * columns + 0.8)
+    figure = Figure(figsize=(width, 3.6 if rows == 1 else 2.5 * rows + 0.4), layout="constrained")
+    grid = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    for unused in grid[count:]:
+        unused.remove()
+    return figure, grid[:count]
+
+
+def _labelled(count: int) -> set[int]:
+    """Which of so many points have room for a label: the last always, then every second, third, ..."""
+    step = -(-count // 6)
+    return set(range(count - 1, -1, -step))
+
+
+def _on_log_axis(values: list[float]) -> set[int]:
+    """Which of ascending values have room for a label on a logarithmic axis: the last, and those well before it."""
+    chosen, nearest = set(), float("inf")
+    for number in range(len(values) - 1, -1, -1):
+        if values[number] <= 0.68 * nearest:
+            chosen.add(number)
+            nearest = values[number]
+    return chosen
 
 
 def _layers_axis(axes: Axes, count: int) -> None:
     axes.set_xticks(range(1, count + 1))
-    axes.set_xlim(0.8, count + 0.2)
+    axes.set_xlim(1 - 0.06 * max(count, 4), count + 0.06 * max(count, 4))
     axes.set_xlabel("layers read (codes an item)")
 
 
-def cosine_by_layer(report: dict[str, Any]) -> Figure:
+def cosine_by_layer(report: dict[str, Any]) -> Figure | None:
     """Cosine of items with what their first codes decode to: mean, and bands of the items."""
     rows = report["per_layer"]
+    if not report["centroids"]:
+        return None
     read = range(1, len(rows) + 1)
     figure, (axes,) = _figure()
     # A single layer has no width to fill.
@@ -113,7 +136,8 @@ def cosine_by_layer(report: dict[str, Any]) -> Figure:
     axes.fill_between(shown, band["p05"], band["p95"], color=COLOURS[0], alpha=0.18, lw=0, label="90 % of items")
     axes.fill_between(shown, band["p25"], band["p75"], color=COLOURS[0], alpha=0.28, lw=0, label="50 % of items")
     axes.plot(read, value["mean"], color=COLOURS[0], marker="o", ms=5, lw=1.8, label="mean")
-    for x, y in zip(read, value["mean"], strict=True):
+    for number in _labelled(len(rows)):
+        x, y = number + 1, value["mean"][number]
         axes.annotate(f"{y:.3f}", (x, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9)
     _layers_axis(axes, len(rows))
     axes.set_ylabel("cosine with the embedding")
@@ -140,8 +164,8 @@ def load_by_layer(report: dict[str, Any]) -> Figure | None:
         axes.set_xlim(0, 100)
         axes.set_xticks([0, 50, 100])
         axes.set_ylim(bottom=0)
-    all_axes[0].set_ylabel("load / mean load")
     all_axes[0].legend(loc="upper right", fontsize=9)
+    figure.supylabel("load / mean load", fontsize=10)
     figure.supxlabel("centroids, heaviest first (% of them)", fontsize=10)
     return figure
 
@@ -158,8 +182,9 @@ def magnitudes_by_layer(report: dict[str, Any]) -> Figure | None:
         edges = [low + (high - low) * place / bins for place in range(bins + 1)]
         share = [100.0 * count / total for count in own["counts"]]
         colour = COLOURS[number % len(COLOURS)]
-        axes.stairs(share, edges, fill=True, color=colour, alpha=0.22, lw=0)
-        axes.stairs(share, edges, color=colour, lw=1.5, label=f"layer {number + 1}")
+        style = "-" if number < len(COLOURS) else "--"
+        axes.stairs(share, edges, fill=True, color=colour, alpha=0.22 if len(rows) <= 4 else 0.08, lw=0)
+        axes.stairs(share, edges, color=colour, ls=style, lw=1.5, label=f"layer {number + 1}")
     axes.set_ylim(bottom=0)
     axes.set_xlim(*rows[0][1]["range"])
     axes.set_xlabel("magnitude (unit of the embedding)")
@@ -168,24 +193,26 @@ def magnitudes_by_layer(report: dict[str, Any]) -> Figure | None:
     return figure
 
 
-def recall_by_bytes(report: dict[str, Any]) -> Figure:
+def recall_by_bytes(report: dict[str, Any]) -> Figure | None:
     """Recall@100 of true neighbours by bytes read of an item, beside the bytes of its raw embedding."""
     rows = report["per_layer"]
+    if not report["centroids"]:
+        return None
     figure, (axes,) = _figure()
     read, recall = [row["bytes_read"] for row in rows], [row["recall_at_100"] for row in rows]
     axes.plot(read, recall, color=COLOURS[0], marker="o", ms=5, lw=1.8, label="first codes of an item")
-    for number, (x, y) in enumerate(zip(read, recall, strict=True), start=1):
-        label = f"{number} layer{'s' if number > 1 else ''}\n{y:.3f}" if report["centroids"] else f"{y:.3f}"
+    for number in _on_log_axis(read):
+        x, y = read[number], recall[number]
+        label = f"{number + 1} layer{'s' if number else ''}\n{y:.3f}"
         axes.annotate(label, (x, y), xytext=(0, 7), textcoords="offset points", ha="center", va="bottom", fontsize=9)
-    if report["centroids"]:
-        axes.plot([report["raw_bytes"]], [1.0], "s", color=COLOURS[1], ms=6, label="raw embedding, fp16")
+    axes.plot([report["raw_bytes"]], [1.0], "s", color=COLOURS[1], ms=6, label="raw embedding, fp16")
     axes.set_xscale("log", base=2)
     last = max(report["raw_bytes"], read[-1])
     powers = [2**power for power in range(20) if read[0] / 2 <= 2**power <= 2 * last]
     axes.set_xticks(powers, [f"{power:,}" for power in powers])
     axes.minorticks_off()
     axes.set_xlim(read[0] / 1.5, 1.5 * last)
-    axes.set_ylim(0, 1.22)
+    axes.set_ylim(0, 1.18 if recall[-1] > 0.85 else 1.06)
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     axes.set_xlabel("bytes read of an item")
     axes.set_ylabel("recall@100 of true neighbours")
