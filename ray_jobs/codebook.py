@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import logging
+import resource
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray.data
 import ray.train
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from hymirec.artifacts import write_atomic, write_json
-from hymirec.catalog.vectors import count_rows, read_vectors
+from hymirec.catalog.parts import to_numpy
+from hymirec.catalog.schemas import EMBEDDING, INDEX
+from hymirec.catalog.vectors import as_matrix, count_rows, read_vectors
 from hymirec.codebook import (
     FitState,
     IdentityReducer,
+    ItemQuantizer,
     Reducer,
-    ResidualCodebook,
     TorchDistributedReducer,
-    code_part,
-    fit_codebook,
+    fit_batches,
+    fit_variant,
+    fit_variant,
+    open_codebook,
     sample_report,
     to_markdown,
 )
@@ -36,6 +44,10 @@ from ray_jobs.trainer import PROGRESS, followed, run_workers
 
 # A report is a barrier of all workers, dearer than a pass over a small catalogue, which is sooner done again.
 CHECKPOINT_SECONDS = 10.0
+EMBEDDINGS = "embeddings"
+BATCH_ROWS = 16_384
+READER_CPUS = 0.25
+TIMING_FILE = "timing.json"
 log = logging.getLogger(__name__)
 
 
@@ -48,15 +60,13 @@ class _Work:
 
 
 def _worker(work: dict[str, _Work]) -> None:
-    """Fit on this rank's contiguous share of the items; rank 0 writes the artifact."""
+    """Fit on this rank's share of the items; rank 0 writes the artifact."""
     job = work["work"]
     config, compute = job.config.codebook, job.config.compute
     torch.set_num_threads(compute.threads_per_worker)
     reducer: Reducer = TorchDistributedReducer() if dist.is_initialized() else IdentityReducer()
+    device = torch.device("cuda" if compute.use_gpu else "cpu")
     embeddings = job.run_dir / "embeddings"
-    total = count_rows(embeddings)
-    start, stop = (total * rank // reducer.world for rank in (reducer.rank, reducer.rank + 1))
-    rows = torch.from_numpy(read_vectors(embeddings, start, stop)).to("cuda" if compute.use_gpu else "cpu")
     progress = ProgressFile(job.out / PROGRESS) if reducer.rank == 0 else None
 
     def on_iteration(state: FitState) -> None:
@@ -66,15 +76,37 @@ def _worker(work: dict[str, _Work]) -> None:
         if clock.due():
             _checkpoint(state, reducer.rank)
 
-    clock = _Clock(job.checkpoint_seconds, reducer, rows.device)
-    state = _newest_state()
-    codebook = fit_codebook(rows, np.arange(start, stop), config, job.config.seed, reducer, state, on_iteration)
+    clock = _Clock(job.checkpoint_seconds, reducer, device)
+    codebook: ItemQuantizer
+    if config.kind == "cosine":
+        fitted = fit_batches(_batches, config, job.config.seed, reducer, device, _newest_state(), on_iteration)
+        _write_timing(job.out, reducer, fitted.facts)
+        codebook = fitted.cpu()
+    else:
+        total = count_rows(embeddings)
+        start, stop = (total * rank // reducer.world for rank in (reducer.rank, reducer.rank + 1))
+        rows = torch.from_numpy(read_vectors(embeddings, start, stop)).to(device)
+        codebook = fit_variant(rows, np.arange(start, stop), config, job.config.seed, reducer)
     if reducer.rank == 0:
-        codebook = codebook.cpu()
         report = sample_report(codebook, embeddings)
         codebook.save_pretrained(job.out)
         write_json(job.out / "report.json", report)
         write_atomic(job.out / "README.md", to_markdown(report).encode())
+
+
+def _batches() -> Iterator[tuple[torch.Tensor, NDArray[np.int64]]]:
+    """This worker's share of the embeddings, streamed by Ray Data."""
+    shard = ray.train.get_dataset_shard(EMBEDDINGS)
+    for table in shard.iter_batches(batch_size=BATCH_ROWS, batch_format="pyarrow"):
+        yield torch.from_numpy(as_matrix(table[EMBEDDING])), to_numpy(table[INDEX]).astype(np.int64)
+
+
+def _write_timing(out: Path, reducer: Reducer, facts: dict[str, Any]) -> None:
+    """What the fit took, with the peak memory of the largest worker; beside the artifact, no part of it."""
+    peak = torch.tensor([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss])
+    largest = int(reducer.gather(peak.to("cuda" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu")).max())
+    if reducer.rank == 0:
+        write_json(out / TIMING_FILE, {"workers": reducer.world, "peak_rss_mb": largest // 1024, **facts})
 
 
 class _Clock:
@@ -130,8 +162,17 @@ def codebook_step(
 
     `inputs` names the fit: equal inputs continue an unfinished one. Returns nothing that depends on scheduling.
     """
+    # A quarter of a CPU: on a cluster whose CPUs are all held by workers, readers must still find room.
+    rows = ray.data.read_parquet(str(run_dir / EMBEDDINGS), ray_remote_args={"num_cpus": READER_CPUS})
     with followed(out / PROGRESS, 1, on_progress):
-        run_workers(_worker, _Work(config, run_dir, out, checkpoint_seconds), config.compute, out, inputs)
+        run_workers(
+            _worker,
+            _Work(config, run_dir, out, checkpoint_seconds),
+            config.compute,
+            out,
+            inputs,
+            datasets={EMBEDDINGS: rows.select_columns([INDEX, EMBEDDING])} if config.codebook.kind == "cosine" else None,
+        )
     return {}
 
 
@@ -140,13 +181,13 @@ class CodeWorker:
 
     def __init__(self, codebook_dir: str, target: str, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._codebook = ResidualCodebook.from_pretrained(codebook_dir)
+        self._codebook = open_codebook(codebook_dir)
         self._target = Path(target)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Code the parts of the batch."""
         paths = [Path(str(path)) for path in batch["part"]]
-        return {"rows": np.array([code_part(self._codebook, path, self._target / path.name) for path in paths])}
+        return {"rows": np.array([self._codebook.code_part(path, self._target / path.name) for path in paths])}
 
 
 def codes_step(
