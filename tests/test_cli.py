@@ -103,8 +103,15 @@ def test_evaluate_prints_the_table_of_the_run(run_dir: Path) -> None:
 def test_codebook_report_measures_a_run(run_dir: Path) -> None:
     found = hymirec("codebook", "report", run_dir, "--json")
     assert found.exit_code == 0
-    assert json.loads(found.stdout) == json.loads((run_dir / "codebook" / "report.json").read_text())
+    shown = json.loads(found.stdout)
+    written = run_dir / "codebook" / "report"
+    assert shown == json.loads((written / "report.json").read_text())
+    # What the codebook's step measured, and titles.
+    assert shown.items() >= json.loads((run_dir / "codebook" / "report.json").read_text()).items()
+    assert shown["titles"]
     assert "2 layers of 16 centroids" in hymirec("codebook", "report", run_dir).stdout
+    assert (written / "report.md").exists()
+    assert (written / "recall.svg").exists()
     refused(hymirec("codebook", "report", run_dir / "data"), "codebook")
 
 

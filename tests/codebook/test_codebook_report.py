@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -109,10 +110,15 @@ def test_a_title_cannot_break_out_of_its_cell() -> None:
     assert "z" * 59 + "…" in line
 
 
-def test_seconds_of_the_fit_are_shown_where_the_step_noted_them() -> None:
-    assert "Fitted" not in to_markdown(line_report())
-    page = to_markdown(line_report() | {"seconds": [1.25, 2.0], "kernel": "int8"})
-    assert "Fitted with kernel int8, 3.2 s (1.2 + 2.0 by layer)." in page
+def test_what_the_step_noted_of_the_fit_is_shown(run_dir: Path, tmp_path: Path) -> None:
+    for name in ("embeddings", "codes", "data"):
+        (tmp_path / name).symlink_to(run_dir / name)
+    shutil.copytree(run_dir / "codebook", tmp_path / "codebook")
+    assert "Fitted" not in to_markdown(report_directory(tmp_path))
+    noted = {"kernel": "int8", "workers": 2, "layer_seconds": [1.5, 2.0], "seconds": 9.9}
+    (tmp_path / "codebook" / "timing.json").write_text(json.dumps(noted))
+    page = to_markdown(report_directory(tmp_path))
+    assert "Fitted with kernel int8, 2 workers, 3.5 s (1.5 + 2.0 by layer)." in page
 
 
 def test_page_numbers_and_plots_are_written_and_equal_runs_give_equal_bytes(run_dir: Path, tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ SAMPLE_BLOCKS = 20
 SHOWN_CODES = (6, 3, 3)
 SHOWN_TITLES = 4
 REPORT_DIR = "report"
+TIMING_FILE = "timing.json"
+FIT_FACTS = ("kernel", "workers", "peak_rss_mb", "read_seconds", "layer_seconds", "finish_seconds")
 
 
 def sample_rows(total: int) -> NDArray[np.int64]:
@@ -61,7 +63,7 @@ def report_directory(run_dir: Path) -> dict[str, Any]:
     """The report of a run's codebook, on its embeddings and, once they are written, its codes.
 
     Beside `quality_report` it holds, where the run has them, `titles` of items near some centroids and what the
-    codebook step noted of the fit (`seconds` by layer, `kernel`).
+    codebook step noted in `fit` (`kernel`, `layer_seconds`, ...).
     Raises ArtifactMissingError or ArtifactDamagedError with the name of the file.
     """
     codebook = open_codebook(run_dir / "codebook")
@@ -123,9 +125,10 @@ def code_titles(
 
 
 def _fit_facts(codebook_dir: Path) -> dict[str, Any]:
-    """What the codebook step noted of the fit; nothing where it noted nothing."""
+    """What the codebook step noted of the fit beside its artifact; nothing where it noted nothing."""
     try:
-        noted = read_json(codebook_dir / "report.json")
+        noted = read_json(codebook_dir / TIMING_FILE)
     except ArtifactMissingError:
         return {}
-    return {key: noted[key] for key in ("seconds", "kernel") if key in noted}
+    told = {key: noted[key] for key in FIT_FACTS if key in noted}
+    return {"fit": told} if told else {}

@@ -37,10 +37,14 @@ def to_markdown(report: dict[str, Any], pictures: Mapping[str, str] | None = Non
 
 def _facts(report: dict[str, Any]) -> list[str]:
     """What is known of how the codebook was fitted."""
-    told = [f"kernel {report['kernel']}"] if report.get("kernel") else []
-    seconds = report.get("seconds")
-    if seconds:
+    fit = report.get("fit", {})
+    told = [f"kernel {fit['kernel']}"] if "kernel" in fit else []
+    if "workers" in fit:
+        told.append(f"{fit['workers']} worker{'s' if fit['workers'] != 1 else ''}")
+    if seconds := fit.get("layer_seconds"):
         told.append(f"{sum(seconds):.1f} s ({' + '.join(f'{value:.1f}' for value in seconds)} by layer)")
+    if "peak_rss_mb" in fit:
+        told.append(f"{fit['peak_rss_mb']:,} MB of memory at most in a worker")
     return ["", f"Fitted with {', '.join(told)}."] if told else []
 
 
