@@ -1,7 +1,7 @@
 """The bundle: the immutable release of a run, under one manifest whose hash is its id.
 
     items/part-*.parquet   index, id, key, title, popularity (no texts)
-    codes/                 codes and magnitudes of every item
+    codes/items.codes      packed codes of every item, mapped into memory (the run's parts for other kinds of codebook)
     codebook/              centroids, report
     recommender/           weights, item vectors, projected codebook
     index.faiss            item vectors, searchable
@@ -36,6 +36,7 @@ from hymirec.catalog.parts import part_paths, read_table, write_table
 from hymirec.catalog.prepared import Catalog
 from hymirec.catalog.schemas import INDEX, ITEM, ITEMS_DIR, KEY, POPULARITY, TITLE
 from hymirec.codebook import open_codebook
+from hymirec.codebook.table import ItemCodes
 from hymirec.config import ComputeConfig, Config, PipelineConfig, dump
 from hymirec.errors import ArtifactDamagedError, ArtifactMissingError, BundleError
 from hymirec.recommender.hybrid import HybridModel
@@ -43,7 +44,8 @@ from hymirec.retrieval import ItemIndex
 
 KIND = "bundle"
 INDEX_FILE = "index.faiss"
-COPIED = ("codes", "codebook", "recommender")
+CODES_DIR = "codes"
+COPIED = ("codebook", "recommender")
 UNCOPIED = shutil.ignore_patterns(
     "manifest.json", "timing.json", "work", "logs", "checkpoints", "tensorboard", "report", ".*"
 )
@@ -70,7 +72,7 @@ class Bundle:
         directory = Path(path)
         manifest = verify_bundle(directory)
         catalog = Catalog.open(directory)
-        codes = open_codebook(directory / "codebook").open_items(directory / "codes")
+        codes = open_codebook(directory / "codebook").open_items(directory / CODES_DIR)
         model = HybridModel.open(directory / "recommender", codes)
         torch.nn.Module.to(model, device)
         index = ItemIndex.open(directory / INDEX_FILE)
@@ -90,14 +92,18 @@ def write_bundle(run_dir: Path, config: PipelineConfig, out: Path) -> Manifest:
     that stood in `out` is replaced.
     """
     (out / MANIFEST).unlink(missing_ok=True)
-    for name in (ITEMS_DIR, *COPIED):
+    for name in (ITEMS_DIR, CODES_DIR, *COPIED):
         shutil.rmtree(out / name, ignore_errors=True)
     for part in part_paths(run_dir / "data" / ITEMS_DIR):
         write_table(out / ITEMS_DIR / part.name, read_table(part, [INDEX, ITEM, KEY, TITLE, POPULARITY]))
     for name in COPIED:
         shutil.copytree(run_dir / name, out / name, ignore=UNCOPIED, dirs_exist_ok=True)
     shutil.copyfile(run_dir / "evaluation" / "metrics.json", out / "metrics.json")
-    items = open_codebook(out / "codebook").open_items(out / "codes")
+    items = open_codebook(out / "codebook").open_items(run_dir / CODES_DIR)
+    if isinstance(items, ItemCodes):
+        items.save(out / CODES_DIR)
+    else:
+        shutil.copytree(run_dir / CODES_DIR, out / CODES_DIR, ignore=UNCOPIED)
     model = HybridModel.open(out / "recommender", items)
     ItemIndex.build(model.item_vectors().float().cpu().numpy(), config.retrieval).save(out / INDEX_FILE)
     encoder = read_manifest(run_dir / "encoder")

@@ -80,7 +80,7 @@ def test_a_bundle_says_what_it_is_made_of(copy: Path, run_dir: Path) -> None:
 
 def test_a_flipped_bit_in_any_file_is_found_and_the_file_named(copy: Path) -> None:
     names = list(read_manifest(copy).files)
-    assert {"index.faiss", "recommender/model.safetensors", "codes/part-00000.parquet", "config.yaml"} <= set(names)
+    assert {"index.faiss", "recommender/model.safetensors", "codes/items.codes", "config.yaml"} <= set(names)
     for name in names:
         path = copy / name
         whole = path.read_bytes()

@@ -28,7 +28,8 @@ N_VAL = "n_val"
 
 EMBEDDING = "embedding"
 CODES = "codes"
-MAGNITUDES = "magnitudes"
+# Key of a codes part's schema metadata.
+LAYOUT = b"hymirec.layout"
 
 # Names inside a prepared directory.
 ITEMS_DIR = "items"
@@ -84,13 +85,12 @@ def vectors_schema(width: int) -> pa.Schema:
     )
 
 
-def codes_schema(layers: int, magnitude: Literal["float16", "float32"]) -> pa.Schema:
-    """Schema of `codes/part-*.parquet`: `layers` codes and as many magnitudes an item."""
-    value = pa.float16() if magnitude == "float16" else pa.float32()
+def codes_schema(row_bytes: int, layout: bytes) -> pa.Schema:
+    """Schema of `codes/part-*.parquet`: a packed row of `row_bytes` an item; `layout` (JSON) says what its bits are."""
     return pa.schema(
         [
             pa.field(INDEX, pa.int32(), nullable=False),
-            pa.field(CODES, pa.list_(pa.uint16(), layers), nullable=False),
-            pa.field(MAGNITUDES, pa.list_(value, layers), nullable=False),
-        ]
+            pa.field(CODES, pa.binary(row_bytes), nullable=False),
+        ],
+        metadata={LAYOUT: layout},
     )

@@ -31,6 +31,7 @@ from hymirec.codebook.exact import (
     tree_sum,
     unit_length,
 )
+from hymirec.codebook.magnitudes import MagnitudeCodec, magnitude_codec
 from hymirec.codebook.quantizer import ItemTable
 from hymirec.codebook.table import ItemCodes
 from hymirec.errors import ArtifactDamagedError, ArtifactMissingError, NonFiniteEmbeddingError, ZeroCentroidError
@@ -73,9 +74,15 @@ class ResidualCodebook(nn.Module):
     centroids_LKD: Tensor
     _units_LKD: Tensor
 
-    def __init__(self, centroids_LKD: Tensor | NDArray[np.floating[Any]], info: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        centroids_LKD: Tensor | NDArray[np.floating[Any]],
+        info: dict[str, Any] | None = None,
+        magnitudes: MagnitudeCodec | None = None,
+    ) -> None:
         """Rows that are not of unit length are normalised. `info` is kept in config.json.
 
+        `magnitudes` is how item codes store magnitudes; without it, the floats that `info["magnitudes"]` names.
         Raises ValueError for a wrong shape and ZeroCentroidError for a row that is zero or not finite.
         """
         super().__init__()
@@ -93,8 +100,9 @@ class ResidualCodebook(nn.Module):
             )
         if bool(((norm - 1).abs() > 1e-5).any()):
             centroids = (flat.double() / norm[:, None]).float().view_as(centroids)
-        self.info = dict(info or {})
         self.register_buffer("centroids_LKD", centroids)
+        self.info = dict(info or {})
+        self.magnitudes = self._codec(magnitudes)
         units = to_units(centroids.view(-1, centroids.shape[2])).view_as(centroids)
         self.register_buffer("_units_LKD", units, persistent=False)
 
@@ -112,6 +120,15 @@ class ResidualCodebook(nn.Module):
     def width(self) -> int:
         """Number of dimensions (D)."""
         return self.centroids_LKD.shape[2]
+
+    def _codec(self, magnitudes: MagnitudeCodec | None) -> MagnitudeCodec:
+        if magnitudes is None:
+            return magnitude_codec(self.info.get("magnitudes", "float16"))
+        levels = magnitudes.levels_LV
+        if levels is not None and len(levels) != self.layers:
+            raise ValueError(f"expected magnitude levels of {self.layers} layers, got {len(levels)}")
+        self.info["magnitudes"] = magnitudes.kind
+        return magnitudes
 
     def encode(self, x_ND: Tensor | NDArray[np.floating[Any]]) -> tuple[Tensor, Tensor]:
         """Greedy codes int32 (N, L) and magnitudes fp32 (N, L); ties go to the lower code.
@@ -170,7 +187,7 @@ class ResidualCodebook(nn.Module):
         """Vectors (N, D) as they are stored; see `item_codes`."""
         from hymirec.codebook.encode import item_codes
 
-        return item_codes(self, vectors_ND, self.info.get("magnitudes", "float16"))
+        return item_codes(self, vectors_ND)
 
     def code_part(self, source: Path, target: Path) -> int:
         """Code a part of embeddings; see `encode.code_part`."""
@@ -192,6 +209,8 @@ class ResidualCodebook(nn.Module):
         shape = {"layers": self.layers, "centroids": self.centroids, "width": self.width}
         config = {"model_type": MODEL_TYPE, "format": 1, **shape, **self.info}
         tensors = {"centroids": self.centroids_LKD.cpu().contiguous()}
+        if self.magnitudes.levels_LV is not None:
+            tensors["levels"] = torch.from_numpy(self.magnitudes.levels_LV.copy())
         write_atomic(path / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
         write_atomic(path / CONFIG_FILE, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
 
@@ -204,7 +223,8 @@ class ResidualCodebook(nn.Module):
         path = Path(directory)
         config = read_json(path / CONFIG_FILE)
         try:
-            centroids = load_file(path / WEIGHTS_FILE)["centroids"]
+            tensors = load_file(path / WEIGHTS_FILE)
+            centroids = tensors["centroids"]
         except FileNotFoundError as e:
             raise ArtifactMissingError(f"{path / WEIGHTS_FILE} is not there; run the codebook step again") from e
         except (SafetensorError, KeyError, OSError) as e:
@@ -219,7 +239,16 @@ class ResidualCodebook(nn.Module):
                 f"shape {expected}, {WEIGHTS_FILE} holds {tuple(centroids.shape)}; delete the directory and run the "
                 "codebook step again"
             )
-        return cls(centroids, {key: value for key, value in config.items() if key not in known})
+        levels = tensors["levels"].numpy() if "levels" in tensors else None
+        try:
+            named = "magnitudes" in config or levels is not None
+            codec = magnitude_codec(config.get("magnitudes", "float16"), levels) if named else None
+        except ValueError as e:
+            raise ArtifactDamagedError(
+                f"{path}: the magnitudes of {CONFIG_FILE} and the levels of {WEIGHTS_FILE} do not fit ({e}); delete "
+                "the directory and run the codebook step again"
+            ) from e
+        return cls(centroids, {key: value for key, value in config.items() if key not in known}, codec)
 
     def _check_width(self, x_ND: Tensor) -> None:
         if x_ND.ndim != 2 or x_ND.shape[1] != self.width:

@@ -27,6 +27,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hymirec.codebook.quantizer import ItemTable
 from hymirec.config import RecommenderConfig, parse
 from hymirec.errors import ArtifactMissingError, ModelError
+from hymirec.recommender.codes import CodeTable
 from hymirec.recommender.items import ItemEmbedder
 from hymirec.recommender.light import LightTower
 from hymirec.recommender.llm import empty_llm
@@ -65,8 +66,6 @@ class HybridModel(PreTrainedModel):
     base_model_prefix = "hybrid"
     main_input_name = "items"
 
-    codes_NL: Tensor
-    magnitudes_NL: Tensor
     codebook_LKX: Tensor
     table_NW: Tensor
 
@@ -96,7 +95,8 @@ class HybridModel(PreTrainedModel):
         # One element, not a scalar: DeepSpeed cannot broadcast a tensor without dimensions.
         self.log_scale = nn.Parameter(torch.tensor([settings.scale]).log())
         self.dropout = nn.Dropout(settings.llm.dropout)
-        for name in ("codes_NL", "magnitudes_NL", "codebook_LKX", "table_NW"):
+        self.codes = CodeTable()
+        for name in ("codebook_LKX", "table_NW"):
             self.register_buffer(name, torch.empty(0), persistent=False)
         self._codebook_projected = False
         self._twins: Twins | None = None
@@ -153,8 +153,7 @@ class HybridModel(PreTrainedModel):
                 f"expected codes of {self.config.items} items, got {len(codes)}; use codes and recommender of one run"
             )
         device = self.start_H.device
-        self.codes_NL = torch.from_numpy(codes.codes_NL.astype("int32")).to(device)
-        self.magnitudes_NL = torch.from_numpy(codes.magnitudes_NL.astype("float32")).to(device)
+        self.codes = CodeTable(codes).to(device)
         self.codebook_LKX = codebook_LKX.to(device)
         self._codebook_projected = projected
 
@@ -214,12 +213,11 @@ class HybridModel(PreTrainedModel):
         """
         if self.light is None:
             return self.start_H.new_zeros(len(items_BE), 0, self.settings.light.hidden_size)
-        if not len(self.codes_NL):
+        if not len(self.codes):
             raise ModelError("coarse interests need the items' codes: call attach_codes() first")
         safe = items_BE.masked_fill(~mask_BE, 0)
         coarse: Tensor = self.light(
-            self.codes_NL[safe].long(),
-            self.magnitudes_NL[safe],
+            *self.codes(safe),
             age_buckets(now_B[:, None], ts_BE),
             mask_BE,
             self.codebook_LKX,

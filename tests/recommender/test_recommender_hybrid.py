@@ -11,6 +11,7 @@ from torch import Tensor
 from toy_run import LAYERS, WIDTH, toy_config
 
 from hymirec.codebook import ItemCodes
+from hymirec.codebook.magnitudes import magnitude_codec
 from hymirec.errors import ArtifactMissingError, ConfigError, ModelError
 from hymirec.recommender.hybrid import SERVING_FILE, HybridConfig, HybridModel
 from hymirec.recommender.llm import empty_llm, llm_architecture
@@ -20,7 +21,8 @@ N = 30
 
 def codes() -> ItemCodes:
     rng = np.random.default_rng(0)
-    return ItemCodes(rng.integers(0, 8, (N, LAYERS)).astype(np.uint16), rng.random((N, LAYERS)).astype(np.float16))
+    drawn = rng.integers(0, 8, (N, LAYERS)), rng.random((N, LAYERS))
+    return ItemCodes.of(*drawn, 8, magnitude_codec("float16"))
 
 
 def fresh(*assignments: str) -> HybridModel:
@@ -159,7 +161,7 @@ def test_missing_or_foreign_tables_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="expected content embeddings"):
         model.attach_content(torch.randn(N, WIDTH + 1))
     with pytest.raises(ModelError, match="codes of 30 items, got 29"):
-        model.attach_codes(ItemCodes(codes().codes_NL[1:], codes().magnitudes_NL[1:]), torch.randn(LAYERS, 8, WIDTH))
+        model.attach_codes(codes().take(np.arange(1, N)), torch.randn(LAYERS, 8, WIDTH))
     with pytest.raises(ArtifactMissingError, match=r"config\.json"):
         HybridModel.open(tmp_path, codes())
 
