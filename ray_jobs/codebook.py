@@ -30,7 +30,6 @@ from hymirec.codebook import (
     TorchDistributedReducer,
     fit_batches,
     fit_variant,
-    fit_variant,
     open_codebook,
     sample_report,
     to_markdown,
@@ -80,7 +79,7 @@ def _worker(work: dict[str, _Work]) -> None:
     codebook: ItemQuantizer
     if config.kind == "cosine":
         fitted = fit_batches(_batches, config, job.config.seed, reducer, device, _newest_state(), on_iteration)
-        _write_timing(job.out, reducer, fitted.facts)
+        _write_timing(job.out, reducer, device, fitted.facts)
         codebook = fitted.cpu()
     else:
         total = count_rows(embeddings)
@@ -101,10 +100,12 @@ def _batches() -> Iterator[tuple[torch.Tensor, NDArray[np.int64]]]:
         yield torch.from_numpy(as_matrix(table[EMBEDDING])), to_numpy(table[INDEX]).astype(np.int64)
 
 
-def _write_timing(out: Path, reducer: Reducer, facts: dict[str, Any]) -> None:
+def _write_timing(out: Path, reducer: Reducer, device: torch.device, facts: dict[str, Any]) -> None:
     """What the fit took, with the peak memory of the largest worker; beside the artifact, no part of it."""
     peak = torch.tensor([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss])
-    largest = int(reducer.gather(peak.to("cuda" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu")).max())
+    largest = int(
+        reducer.gather(peak.to("cuda" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu")).max()
+    )
     if reducer.rank == 0:
         write_json(out / TIMING_FILE, {"workers": reducer.world, "peak_rss_mb": largest // 1024, **facts})
 
@@ -164,6 +165,7 @@ def codebook_step(
     """
     # A quarter of a CPU: on a cluster whose CPUs are all held by workers, readers must still find room.
     rows = ray.data.read_parquet(str(run_dir / EMBEDDINGS), ray_remote_args={"num_cpus": READER_CPUS})
+    rows = rows.select_columns([INDEX, EMBEDDING])
     with followed(out / PROGRESS, 1, on_progress):
         run_workers(
             _worker,
@@ -171,7 +173,9 @@ def codebook_step(
             config.compute,
             out,
             inputs,
-            datasets={EMBEDDINGS: rows.select_columns([INDEX, EMBEDDING])} if config.codebook.kind == "cosine" else None,
+            datasets={EMBEDDINGS: rows.select_columns([INDEX, EMBEDDING])}
+            if config.codebook.kind == "cosine"
+            else None,
         )
     return {}
 

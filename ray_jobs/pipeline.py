@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 import hymirec
-from hymirec.artifacts import Manifest, Step, write_atomic, write_json
+from hymirec.artifacts import Manifest, Step, read_json, write_atomic, write_json
 from hymirec.bundle import write_bundle
 from hymirec.catalog.fingerprint import source_fingerprint
 from hymirec.config import OptimConfig, PipelineConfig, dump
@@ -172,7 +172,9 @@ def _run(spec: StepSpec, work: Work) -> Manifest:
     start = time.monotonic()
     work.step.begin()
     info = spec.run(work)
-    write_json(work.step.dir / "timing.json", {"seconds": round(time.monotonic() - start, 1)})
+    timing = work.step.dir / "timing.json"
+    told = read_json(timing) if timing.is_file() else {}
+    write_json(timing, told | {"seconds": round(time.monotonic() - start, 1)})
     return work.step.commit(info)
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray.data
 import ray.train
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -121,11 +122,17 @@ def train_on_ray(
 
 
 def run_workers(
-    function: Callable[[dict[str, Any]], None], work: Any, compute: ComputeConfig, out: Path, inputs: str
+    function: Callable[[dict[str, Any]], None],
+    work: Any,
+    compute: ComputeConfig,
+    out: Path,
+    inputs: str,
+    datasets: Mapping[str, ray.data.Dataset] | None = None,
 ) -> None:
     """Run `function({"work": work})` on `compute.workers` Ray Train workers until it ends on all of them.
 
-    Checkpoints lie under `out/checkpoints` while it runs. Raises ModelError with the worker's own error.
+    Checkpoints lie under `out/checkpoints` while it runs. Workers find their shares of `datasets`, to the last
+    row, with `ray.train.get_dataset_shard`. Raises ModelError with the worker's own error.
     """
     storage = out / "checkpoints"
     name = inputs[:16]
@@ -133,6 +140,8 @@ def run_workers(
     trainer = TorchTrainer(
         function,
         train_loop_config={"work": work},
+        datasets=dict(datasets or {}),
+        dataset_config=WholeShards(),
         torch_config=TorchConfig(backend="nccl" if compute.use_gpu else "gloo"),
         scaling_config=worker_scaling(compute),
         run_config=RunConfig(
@@ -148,6 +157,26 @@ def run_workers(
     except ray.train.TrainingFailedError as e:
         raise ModelError(f"the workers failed: {_root_cause(e)}") from e
     shutil.rmtree(storage, ignore_errors=True)
+
+
+class WholeShards(ray.train.DataConfig):
+    """Every row reaches one worker. Ray Train's own split drops the rows that do not divide by the workers."""
+
+    def configure(
+        self,
+        datasets: dict[str, ray.data.Dataset],
+        world_size: int,
+        worker_handles: Any,
+        worker_node_ids: Any,
+        **kwargs: Any,
+    ) -> list[dict[str, ray.data.DataIterator]]:
+        """A streaming split that may be uneven."""
+        output: list[dict[str, ray.data.DataIterator]] = [{} for _ in range(world_size)]
+        for name, dataset in datasets.items():
+            shards = dataset.streaming_split(world_size, equal=False, locality_hints=worker_node_ids)
+            for shard, mine in zip(shards, output, strict=True):
+                mine[name] = shard
+        return output
 
 
 def worker_scaling(compute: ComputeConfig) -> ScalingConfig:

@@ -76,10 +76,14 @@ def _read_part(path: Path, position: int) -> NDArray[np.float32]:
             f"{path}: expected items {position}..{position + len(index)} in order; delete its directory and run the "
             "step again"
         )
-    width = table.schema.field(EMBEDDING).type.list_size
-    flat = [to_numpy(chunk.flatten()) for chunk in table[EMBEDDING].chunks]
+    return as_matrix(table[EMBEDDING])
+
+
+def as_matrix(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """A column of vectors as fp32 (n, D)."""
+    flat = [to_numpy(chunk.flatten()) for chunk in column.chunks]
     values = np.concatenate(flat) if len(flat) != 1 else flat[0]
-    return values.astype(np.float32).reshape(-1, width)
+    return values.astype(np.float32).reshape(-1, column.type.list_size)
 
 
 def _part_width(path: Path) -> int:

@@ -2,7 +2,7 @@
 
 from hymirec.codebook.encode import code_part, item_codes
 from hymirec.codebook.euclidean import EuclideanCodebook
-from hymirec.codebook.fit import fit_codebook
+from hymirec.codebook.fit import fit_batches, fit_codebook
 from hymirec.codebook.kinds import fit_variant, open_codebook
 from hymirec.codebook.quantizer import ItemQuantizer, ItemTable
 from hymirec.codebook.raw import RawVectors
@@ -25,6 +25,7 @@ __all__ = [
     "TorchDistributedReducer",
     "Usage",
     "code_part",
+    "fit_batches",
     "fit_codebook",
     "fit_variant",
     "item_codes",

@@ -39,6 +39,7 @@ MAX_FLOAT_WIDTH = int(2**24 / SCALE**2) // 32 * 32
 FLUSH_ROWS = 2**31 // 128
 # Fewer rows than this are not worth a thread.
 THREAD_ROWS = 512
+THREAD_COLUMNS = 64
 
 KernelName = Literal["auto", "int8", "float32"]
 
@@ -52,6 +53,16 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.units_KP)
+
+
+class Sums(Protocol):
+    """Sums of 8-bit rows, a centroid each."""
+
+    def add(self, rows_BP: Tensor, code_B: Tensor) -> None:
+        """Add every row to the sum of its centroid."""
+
+    def totals(self) -> Tensor:
+        """int64 (K, P)."""
 
 
 class Kernel(Protocol):
@@ -74,8 +85,56 @@ class Kernel(Protocol):
         A lane without centroids has score ABSENT and any number. 16 candidates a row at the price of one.
         """
 
-    def add_rows(self, rows_BP: Tensor, code_B: Tensor, sums_KP: Tensor, counts_K: Tensor) -> None:
-        """Add rows to the sums (int64) of their centroids and count them (int64), in place."""
+    def sums(self, count: int, width: int) -> Sums:
+        """Empty sums of rows for `count` centroids."""
+
+
+class _ColumnSums:
+    """32-bit sums, flushed into 64 bits before they can overflow."""
+
+    def __init__(self, count: int, width: int) -> None:
+        self._sums, self._added = np.zeros((count, width), np.int32), 0
+        self._flushed: NDArray[np.int64] | None = None
+
+    def add(self, rows_BP: Tensor, code_B: Tensor) -> None:
+        """Threads take columns, not rows: one table of sums serves all of them."""
+        for rows, code in zip(rows_BP.split(FLUSH_ROWS), code_B.split(FLUSH_ROWS), strict=True):
+            if self._added + len(rows) > FLUSH_ROWS:
+                self._flush()
+            self._added += len(rows)
+            self._add(rows.numpy(), code.numpy())
+
+    def _add(self, rows: NDArray[np.int8], code: NDArray[np.int32]) -> None:
+        sums = self._sums
+        _on_threads(rows.shape[1], lambda part: vnni.add_rows(rows[:, part], code, sums[:, part]), THREAD_COLUMNS)
+
+    def totals(self) -> Tensor:
+        """All that was added."""
+        if self._flushed is None:
+            return torch.from_numpy(self._sums.astype(np.int64))
+        return torch.from_numpy(self._flushed + self._sums)
+
+    def _flush(self) -> None:
+        self._flushed = self._sums + (self._flushed if self._flushed is not None else np.int64(0))
+        self._sums[:] = 0
+        self._added = 0
+
+
+class _IndexedSums:
+    """64-bit sums on the device of the rows."""
+
+    def __init__(self, count: int, width: int) -> None:
+        self._shape, self._sums = (count, width), torch.zeros(count, width, dtype=torch.int64)
+
+    def add(self, rows_BP: Tensor, code_B: Tensor) -> None:
+        """In chunks: rows become 8 times as large."""
+        self._sums = self._sums.to(rows_BP.device)
+        for rows, codes in zip(rows_BP.split(4096), code_B.long().split(4096), strict=True):
+            self._sums.index_add_(0, codes, rows.long())
+
+    def totals(self) -> Tensor:
+        """All that was added."""
+        return self._sums
 
 
 class VnniKernel:
@@ -103,20 +162,9 @@ class VnniKernel:
         _on_threads(len(rows), lambda part: vnni.lanes(rows[part], table.packed, price, score[part], code[part]))
         return torch.from_numpy(score), torch.from_numpy(code)
 
-    def add_rows(self, rows_BP: Tensor, code_B: Tensor, sums_KP: Tensor, counts_K: Tensor) -> None:
-        """32-bit sums a thread, flushed before they can overflow."""
-        rows, code = rows_BP.numpy(), code_B.numpy()
-
-        def add(part: slice) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-            sums, counts = np.zeros(sums_KP.shape, np.int32), np.zeros(len(counts_K), np.int64)
-            vnni.add_rows(rows[part], code[part], sums, counts)
-            return sums, counts
-
-        for start in range(0, len(rows), FLUSH_ROWS):
-            some = slice(start, min(start + FLUSH_ROWS, len(rows)))
-            for sums, counts in _on_threads(some.stop - start, add, start):
-                sums_KP += torch.from_numpy(sums)
-                counts_K += torch.from_numpy(counts)
+    def sums(self, count: int, width: int) -> Sums:
+        """Every thread adds up its own columns."""
+        return _ColumnSums(count, width)
 
 
 class TorchKernel:
@@ -149,6 +197,9 @@ class TorchKernel:
     def lanes(self, rows_BP: Tensor, table: Table) -> tuple[Tensor, Tensor]:
         """The first best of every 16th centroid."""
         count = len(table)
+        if not len(rows_BP):
+            empty = rows_BP.new_zeros(0, LANES, dtype=torch.int32)
+            return empty, empty
         found = []
         for rows in rows_BP.split(_chunk(table)):
             scores = torch.nn.functional.pad(
@@ -156,25 +207,21 @@ class TorchKernel:
             )
             best, which = scores.view(len(rows), -1, LANES).max(1)
             found.append((best, (which * LANES + torch.arange(LANES, device=which.device)).to(torch.int32)))
-        if not found:
-            empty = rows_BP.new_zeros(0, LANES, dtype=torch.int32)
-            return empty, empty
         return torch.cat([best for best, _ in found]), torch.cat([which for _, which in found])
 
-    def add_rows(self, rows_BP: Tensor, code_B: Tensor, sums_KP: Tensor, counts_K: Tensor) -> None:
-        """In chunks, as int64."""
-        code = code_B.long()
-        for rows, codes in zip(rows_BP.split(4096), code.split(4096), strict=True):
-            sums_KP.index_add_(0, codes, rows.long())
-        counts_K += torch.bincount(code, minlength=len(counts_K))
+    def sums(self, count: int, width: int) -> Sums:
+        """By index_add."""
+        return _IndexedSums(count, width)
 
     def _scores(self, rows_BP: Tensor, table: Table) -> Tensor:
         if self.name == "float32":
             with exact_products():
-                return rows_BP.float() @ table.packed
+                product: Tensor = rows_BP.float() @ table.packed
+                return product
         # The product needs more than 16 rows.
         rows = torch.nn.functional.pad(rows_BP, (0, 0, 0, max(0, 32 - len(rows_BP))))
-        return torch._int_mm(rows, table.packed)[: len(rows_BP), : len(table)]
+        scores: Tensor = torch._int_mm(rows, table.packed)[: len(rows_BP), : len(table)]
+        return scores
 
 
 def choose(name: KernelName, device: torch.device, width: int) -> Kernel:
@@ -224,10 +271,10 @@ def _panel_prices(table: Table, price: NDArray[np.int32]) -> NDArray[np.int32]:
     return whole
 
 
-def _on_threads(rows: int, work: Callable[[slice], Any], first: int = 0) -> list[Any]:
-    """`work` on slices of `rows` rows, one a torch thread (kernels release the interpreter's lock)."""
-    threads = max(1, min(torch.get_num_threads(), rows // THREAD_ROWS))
-    parts = [slice(first + rows * t // threads, first + rows * (t + 1) // threads) for t in range(threads)]
+def _on_threads(total: int, work: Callable[[slice], Any], least: int = THREAD_ROWS) -> list[Any]:
+    """`work` on slices of 0..total, one a torch thread (kernels release the interpreter's lock)."""
+    threads = max(1, min(torch.get_num_threads(), total // least))
+    parts = [slice(total * t // threads, total * (t + 1) // threads) for t in range(threads)]
     if threads == 1:
         return [work(parts[0])]
     return list(_pool(torch.get_num_threads()).map(work, parts))

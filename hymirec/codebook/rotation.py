@@ -1,8 +1,8 @@
 """A fixed pseudo-random rotation, so that a direction can be kept in one byte a component.
 
-Embeddings of language models have a few components far larger than all others: at 8 bits, the others would be lost. After
-a rotation every component of a unit vector is about N(0, 1/P), so one scale serves all rows: length 28 sqrt(P), where
-127 is 4.5 standard deviations (what lies beyond is clipped). Rounding then turns a vector by 0.6 degrees.
+Embeddings of language models have a few components far larger than all others: at 8 bits, the others would be lost.
+After a rotation every component of a unit vector is about N(0, 1/P), so one scale serves all rows: length 28 sqrt(P),
+where 127 is 4.5 standard deviations (what lies beyond is clipped). Rounding then turns a vector by 0.6 degrees.
 The rotation is two rounds of random signs, Walsh-Hadamard blocks and a permutation: P log P additions, each in a fixed
 order, so a row's bits depend on the row alone; numba (CPU) and torch (GPU) give the same ones.
 
@@ -101,8 +101,7 @@ def quantised(y_BP: Tensor, length: float) -> Tensor:
     return (y_BP * factor).round().clamp(-int(LARGEST), int(LARGEST)).to(torch.int8)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _butterfly(typing_context: Any, first: Any, second: Any) -> Any:
+def _typed_butterfly(typing_context: Any, first: Any, second: Any) -> Any:
     """(a, b) -> (a + b, a - b) for 16 fp32 at two addresses; numba alone would fear that they overlap."""
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
@@ -114,6 +113,9 @@ def _butterfly(typing_context: Any, first: Any, second: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(first, second), codegen
+
+
+_butterfly: Any = intrinsic(_typed_butterfly)
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]

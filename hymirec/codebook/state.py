@@ -1,4 +1,4 @@
-"""Where a fit stands, small enough to be written after every pass: 2 bytes a component of each centroid so far.
+"""Where a fit stands, small enough to be written after every pass: 5 bytes a component of each centroid so far.
 
 A saved state is two files, the JSON one last with the hash of the other: half a state is never believed.
 """
@@ -67,22 +67,24 @@ class Usage:
 class FitState:
     """`iteration` passes of layer `layer` are done; a fit goes on from any of its states to the same result.
 
-    `finished_LKD` and `units_KD` are integer directions, int16; prices are fp64 (K,); all on the CPU. `step` is the
-    price step of this layer, `owner` names the fit that the state belongs to.
+    `finished_LKP` and `units_KP` are rotated directions, int8; `centroids_LKD` the finished layers themselves, fp32;
+    prices are fp64 (K,); all on the CPU. `step` is the price step of this layer, `owner` names the fit that the state
+    belongs to.
     """
 
     owner: str
     layer: int
     iteration: int
     step: float
-    finished_LKD: Tensor
-    units_KD: Tensor
+    finished_LKP: Tensor
+    centroids_LKD: Tensor
+    units_KP: Tensor
     price_K: Tensor
     usage: tuple[Usage, ...]
 
     def save(self, directory: Path) -> None:
         """Write fit.safetensors, then fit.json."""
-        names = ("finished_LKD", "units_KD", "price_K")
+        names = ("finished_LKP", "centroids_LKD", "units_KP", "price_K")
         write_atomic(directory / TENSORS_FILE, save({name: getattr(self, name).contiguous() for name in names}))
         numbers = {"owner": self.owner, "layer": self.layer, "iteration": self.iteration, "step": self.step}
         numbers |= {"usage": [asdict(usage) for usage in self.usage], "sha256": hash_file(directory / TENSORS_FILE)}

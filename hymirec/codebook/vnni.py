@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import Any
 
 import llvmlite.binding as llvm
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
@@ -97,8 +96,7 @@ def _codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
     return context.get_dummy_value()
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _tile(
+def _typed_tile(
     typing_context: Any,
     rows: Any,
     stride: Any,
@@ -111,6 +109,9 @@ def _tile(
 ) -> Any:
     """Score 12 rows (address, bytes a row) with one panel, and update their best scores and codes, 16 lanes each."""
     return types.void(rows, stride, panel, steps, price, best, code, first), _codegen
+
+
+_tile: Any = intrinsic(_typed_tile)
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
@@ -199,19 +200,9 @@ def lanes(
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def add_rows(
-    rows_BP: NDArray[np.int8],
-    code_B: NDArray[np.int32],
-    sums_KP: NDArray[np.int32],
-    counts_K: NDArray[np.int64],
-) -> None:
+def add_rows(rows_BP: NDArray[np.int8], code_B: NDArray[np.int32], sums_KP: NDArray[np.int32]) -> None:
     """Add every row to the sum of its centroid."""
     for i in range(len(rows_BP)):
-        k = code_B[i]
-        counts_K[k] += 1
-        for p in range(rows_BP.shape[1]):
-            sums_KP[k, p] += np.int32(rows_BP[i, p])
-
-
-# The name of what this file needs, for reports.
-COMPILER = f"numba {numba.__version__}"
+        row, total = rows_BP[i], sums_KP[code_B[i]]
+        for p in range(len(row)):
+            total[p] += np.int32(row[p])

@@ -13,9 +13,10 @@ from hymirec.errors import ArtifactDamagedError, ArtifactMissingError
 
 
 def make_state() -> FitState:
-    units = torch.arange(12, dtype=torch.int16).view(3, 4)
+    units = torch.arange(12, dtype=torch.int8).view(3, 4)
     price = torch.tensor([0.1, -0.2, 0.1], dtype=torch.float64)
-    return FitState("owner", 1, 2, 0.1 + 0.2, units[None], units + 1, price, (Usage(1.5, 0.2, 2.5, 0),))
+    usage, centroids = (Usage(1.5, 0.2, 2.5, 0),), torch.rand(1, 3, 4)
+    return FitState("owner", 1, 2, 0.1 + 0.2, units[None], centroids, units + 1, price, usage)
 
 
 def test_a_state_comes_back_whole(tmp_path: Path) -> None:
@@ -24,7 +25,7 @@ def test_a_state_comes_back_whole(tmp_path: Path) -> None:
     loaded = FitState.load(tmp_path)
     for name in ("owner", "layer", "iteration", "step", "usage"):
         assert getattr(loaded, name) == getattr(state, name)
-    for name in ("finished_LKD", "units_KD", "price_K"):
+    for name in ("finished_LKP", "centroids_LKD", "units_KP", "price_K"):
         assert torch.equal(getattr(loaded, name), getattr(state, name))
 
 
