@@ -1,6 +1,6 @@
 """Plain residual k-means: the nearest centroid by Euclidean distance is subtracted, layer by layer. For comparison.
 
-There are no magnitudes, so an item is L codes of 16 bits and nothing else, and loads are not balanced.
+There are no magnitudes, so an item is L packed codes and nothing else, and loads are not balanced.
 The fit keeps to integers, as the cosine one does: a layer's residuals are rounded to a grid on which the longest of
 all workers' rows just fits fp32's exact integers, so scores, sums and centroids are the same bits for any number of
 workers. One very long row makes the grid coarse for all others; embeddings are of about one length.
@@ -12,12 +12,11 @@ n rows of this worker  N rows  D width  L layers  K centroids
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -25,48 +24,22 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from hymirec.artifacts import read_json, write_atomic
-from hymirec.catalog.parts import part_paths, read_table, to_numpy, write_table
-from hymirec.catalog.schemas import CODES, INDEX
+from hymirec.catalog.parts import read_table, to_numpy
+from hymirec.catalog.schemas import INDEX
 from hymirec.catalog.vectors import read_vectors
+from hymirec.codebook.encode import write_codes_part
 from hymirec.codebook.exact import chunk_rows, exact_products, mix, norms, unit_length
+from hymirec.codebook.magnitudes import UnitMagnitudes
 from hymirec.codebook.quantizer import ItemTable
 from hymirec.codebook.reduce import Reducer
 from hymirec.codebook.state import Usage
+from hymirec.codebook.table import ItemCodes
 from hymirec.config import CodebookConfig
 from hymirec.errors import ArtifactDamagedError, ArtifactMissingError, ModelError, NonFiniteEmbeddingError
 
 MODEL_TYPE = "hymirec_euclidean_codebook"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "codebook.safetensors"
-
-
-@dataclass(frozen=True)
-class PlainCodes:
-    """Row i belongs to the item with index i: codes uint16 (N, L) and no magnitudes."""
-
-    codes_NL: NDArray[np.uint16]
-
-    @property
-    def magnitudes_NL(self) -> NDArray[np.float32]:  # noqa: N802
-        """Ones, (N, L): of no cost, because they are not stored."""
-        return np.ones(self.codes_NL.shape, np.float32)
-
-    @property
-    def layers(self) -> int:
-        """Number of codes an item (L)."""
-        return int(self.codes_NL.shape[1])
-
-    @property
-    def bytes_per_item(self) -> int:
-        """2 bytes a code."""
-        return int(self.layers * self.codes_NL.itemsize)
-
-    def __len__(self) -> int:
-        return len(self.codes_NL)
-
-    def take(self, rows: NDArray[np.int64]) -> PlainCodes:
-        """Some of the rows, in the order asked for."""
-        return PlainCodes(self.codes_NL[rows])
 
 
 class EuclideanCodebook:
@@ -122,51 +95,31 @@ class EuclideanCodebook:
             parts.append(torch.stack(codes, 1))
         return torch.cat(parts) if parts else torch.empty(0, self.layers, dtype=torch.int64)
 
-    def encode_items(self, vectors_ND: NDArray[np.floating[Any]] | Tensor) -> PlainCodes:
-        """Vectors (N, D) as they are stored; see `encode`."""
-        return PlainCodes(self.encode(vectors_ND).numpy().astype(np.uint16))
+    def encode_items(self, vectors_ND: NDArray[np.floating[Any]] | Tensor) -> ItemCodes:
+        """Vectors (N, D) as they are stored, with no bits for magnitudes; see `encode`."""
+        codes = self.encode(vectors_ND).numpy()
+        return ItemCodes.of(codes, np.ones(codes.shape, np.float32), self.centroids, UnitMagnitudes())
 
     def code_part(self, source: Path, target: Path) -> int:
-        """Code `source` (embeddings part) into `target`: item indices and codes; returns its number of rows."""
+        """Code `source` (embeddings part) into `target` (codes part), atomically; returns its number of rows."""
         index = to_numpy(read_table(source, [INDEX])[INDEX])
         first = int(index[0]) if len(index) else 0
-        items = self.encode_items(read_vectors([source], first, first + len(index)))
-        schema = pa.schema(
-            [
-                pa.field(INDEX, pa.int32(), nullable=False),
-                pa.field(CODES, pa.list_(pa.uint16(), self.layers), nullable=False),
-            ]
-        )
-        codes = pa.FixedSizeListArray.from_arrays(pa.array(items.codes_NL.reshape(-1)), type=schema.field(1).type)
-        write_table(target, pa.table([pa.array(index, pa.int32()), codes], schema=schema))
+        write_codes_part(target, index, self.encode_items(read_vectors([source], first, first + len(index))))
         return len(index)
 
-    def open_items(self, codes_dir: Path) -> PlainCodes:
-        """Read all parts.
+    def open_items(self, codes_dir: Path) -> ItemCodes:
+        """Read all parts; see `ItemCodes.open`.
 
-        Raises ArtifactMissingError, or ArtifactDamagedError when they hold no codes of this codebook in order.
+        Raises ArtifactDamagedError also when the codes are of another shape of codebook.
         """
-        blocks, position = [np.empty((0, self.layers), np.uint16)], 0
-        for path in part_paths(codes_dir):
-            table = read_table(path)
-            try:
-                index = to_numpy(table[INDEX])
-                codes = np.concatenate([to_numpy(chunk.flatten()) for chunk in table[CODES].chunks] or [blocks[0]])
-                block = codes.reshape(len(index), self.layers)
-            except (KeyError, AttributeError, ValueError, pa.ArrowInvalid) as e:
-                raise ArtifactDamagedError(
-                    f"{path} holds no codes of {self.layers} layers ({e}); delete {codes_dir} and run the codes step "
-                    "again"
-                ) from e
-            ordered = np.array_equal(index, np.arange(position, position + len(index)))
-            if not ordered or (block.size and int(block.max()) >= self.centroids):
-                raise ArtifactDamagedError(
-                    f"{path}: expected items from {position} on in order, with codes below {self.centroids}; delete "
-                    f"{codes_dir} and run the codes step again"
-                )
-            blocks.append(block)
-            position += len(index)
-        return PlainCodes(np.concatenate(blocks))
+        items = ItemCodes.open(codes_dir)
+        found = (items.layers, items.layout.centroids, items.layout.magnitudes.kind)
+        if found != (self.layers, self.centroids, "none"):
+            raise ArtifactDamagedError(
+                f"{codes_dir}: expected codes of {self.layers} layers of {self.centroids} centroids and no magnitudes, "
+                f"got {found}; delete it and run the codes step again"
+            )
+        return items
 
     def lookup(self, items: ItemTable) -> Tensor:
         """The centroids, fp32 (L, K, D), whatever the items."""

@@ -142,12 +142,48 @@ class LevelMagnitudes:
         return self.levels_LV[np.arange(len(self.levels_LV)), np.asarray(stored_NL)]
 
 
+@dataclass(frozen=True)
+class UnitMagnitudes:
+    """`none`: every magnitude is 1 and takes no bits, for a codebook that subtracts whole centroids."""
+
+    kind: str = "none"
+
+    @property
+    def bits(self) -> int:
+        """0."""
+        return 0
+
+    @property
+    def levels_LV(self) -> None:  # noqa: N802
+        """None: there is nothing to fit."""
+        return
+
+    @property
+    def table(self) -> NDArray[np.float32]:
+        """The one number, (1, 1)."""
+        return np.ones((1, 1), np.float32)
+
+    def quantise(self, magnitudes_NL: NDArray[np.floating[Any]]) -> NDArray[np.unsignedinteger[Any]]:
+        """See `MagnitudeCodec`."""
+        magnitudes = np.asarray(magnitudes_NL)
+        if not bool((magnitudes == 1).all()):
+            row = int(np.argmin((magnitudes == 1).all(axis=1)))
+            raise ModelError(f"expected magnitudes of 1, which are not stored, got others in row {row}; store them")
+        return np.zeros(magnitudes.shape, np.uint8)
+
+    def values(self, stored_NL: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.float32]:
+        """See `MagnitudeCodec`."""
+        return np.ones(np.shape(stored_NL), np.float32)
+
+
 def magnitude_codec(kind: str, levels_LV: NDArray[np.float32] | None = None) -> MagnitudeCodec:
     """The codec that an artifact names. Raises ValueError for an unknown kind, or levels that do not fit it."""
     if kind in FLOAT_BITS and levels_LV is None:
         return FloatMagnitudes("float16" if kind == "float16" else "float32")
     if kind in LEVEL_BITS and levels_LV is not None:
         return LevelMagnitudes("lloyd4" if kind == "lloyd4" else "lloyd8", levels_LV)
+    if kind == "none" and levels_LV is None:
+        return UnitMagnitudes()
     found = "no levels" if levels_LV is None else f"levels of shape {levels_LV.shape}"
     raise ValueError(
         f"expected magnitudes float16 or float32 without levels, or lloyd4 or lloyd8 with levels; got {kind!r} with "

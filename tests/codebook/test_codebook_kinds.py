@@ -20,6 +20,7 @@ from hymirec.catalog.vectors import read_vectors, write_vectors
 from hymirec.codebook import (
     EuclideanCodebook,
     IdentityReducer,
+    ItemCodes,
     ItemQuantizer,
     RawVectors,
     ResidualCodebook,
@@ -27,6 +28,8 @@ from hymirec.codebook import (
     open_codebook,
     report_directory,
 )
+from hymirec.codebook.magnitudes import UnitMagnitudes
+from hymirec.codebook.packed import unpack_rows
 from hymirec.config import CodebookConfig
 from hymirec.errors import ArtifactDamagedError, ArtifactMissingError, ConfigError, ModelError, NonFiniteEmbeddingError
 
@@ -150,19 +153,32 @@ def test_items_come_back_from_their_parts(kind: str, tmp_path: Path) -> None:
     lookup = codebook.lookup(items)
     decoded = sum(lookup[layer][items.codes_NL[:, layer].astype(np.int64)] for layer in range(codebook.layers))
     assert isinstance(decoded, torch.Tensor)
-    if kind == "none":
-        assert items.bytes_per_item == 2 * WIDTH
-        assert np.array_equal(decoded.numpy(), vectors)
+    # Two codes of 0..23 are 10 bits.
+    assert items.bytes_per_item == (2 if kind == "euclidean" else 2 * WIDTH)
     picked = items.take(np.array([9, 2]))
-    assert np.array_equal(
-        picked.codes_NL[0] if kind != "none" else codebook.lookup(picked)[0, 0].numpy(),
-        items.codes_NL[9] if kind != "none" else vectors[9],
-    )
+    if kind == "none":
+        assert np.array_equal(decoded.numpy(), vectors)
+        assert np.array_equal(codebook.lookup(picked)[0].numpy(), vectors[[9, 2]])
+    else:
+        assert np.array_equal(picked.codes_NL, items.codes_NL[[9, 2]])
     report = report_directory(tmp_path)
     assert report["kind"] == kind
     assert all("magnitudes" not in row for row in report["per_layer"])
     assert ("usage_argmax" in report["per_layer"][0]) == (kind == "euclidean")
     assert (report["recall_at_100"] == 1.0) == (kind == "none")
+    other: ItemQuantizer = RawVectors(WIDTH + 1) if kind == "none" else EuclideanCodebook(torch.zeros(2, 25, WIDTH))
+    with pytest.raises(ArtifactDamagedError, match="run the codes step again"):
+        other.open_items(tmp_path / "codes")
+
+
+def test_magnitudes_that_are_not_stored_must_be_one() -> None:
+    codes, ones = np.array([[3, 1], [0, 2]]), np.ones((2, 2), np.float32)
+    items = ItemCodes.of(codes, ones, 4, UnitMagnitudes())
+    assert (items.bytes_per_item, items.codes_NL.tolist()) == (1, codes.tolist())
+    assert (items.magnitudes_NL == 1).all()
+    assert torch.equal(unpack_rows(torch.from_numpy(items.packed_NR), items.layout)[1], torch.ones(2, 2))
+    with pytest.raises(ModelError, match="row 1;"):
+        ItemCodes.of(codes, ones * [[1], [2]], 4, UnitMagnitudes())
 
 
 def test_the_class_is_picked_by_model_type_and_strangers_are_refused(tmp_path: Path) -> None:

@@ -39,6 +39,20 @@ def test_an_attached_projection_equals_the_codebook() -> None:
     torch.testing.assert_close(light(*history(7), light.project(centroids), True), full)
 
 
+def test_a_table_longer_than_the_history_is_read_the_same_and_trains_the_same() -> None:
+    light, rows = tower(), torch.randn(1, 400, 10)
+    _, _, age, mask = history(7)
+    codes, ones = torch.randint(0, 400, (2, 7, 1)), torch.ones(2, 7, 1)
+    grads = []
+    for table, projected in ((rows, False), (light.project(rows), True)):
+        light.zero_grad()
+        light(codes, ones, age, mask, table, projected).square().sum().backward()
+        assert light.input_HD.grad is not None
+        grads.append(light.input_HD.grad.clone())
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-5)
+    assert float(grads[0].abs().max()) > 0
+
+
 def test_an_empty_history_is_defined_and_equal_to_a_masked_one() -> None:
     light, centroids = tower(), torch.randn(3, 5, 10)
     codes, magnitudes, age, mask = history(7)

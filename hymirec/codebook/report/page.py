@@ -86,7 +86,7 @@ def _titles(report: dict[str, Any]) -> list[str]:
         return []
     head = ["| layer | code | items with it | nearest of them |", "|---|---|---|---|"]
     note = (
-        "From the first layer on, a code stands for what earlier layers left, so titles of later layers share less. "
+        "From the second layer on, a code stands for what earlier layers left, so titles of later layers share less. "
         "Counts are of the measured items."
     )
     return ["", "## What codes stand for", "", note, "", *head, *rows]
