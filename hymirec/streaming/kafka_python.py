@@ -67,7 +67,8 @@ class _Assigned(ConsumerRebalanceListener):  # type: ignore[misc]
         self._source = source
 
     def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
-        """The batch in hand was applied before the poll that calls this."""
+        """Stay a member: what the group answers is waited for over as many polls as it takes."""
+        self._source.await_group()
 
     def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
         """Hold all of them."""
@@ -97,9 +98,10 @@ class _Source:
                 bootstrap_servers=list(brokers), bootstrap_timeout_ms=int(ASK_SECONDS * 1000)
             )
             if group:
-                # A leader that joins before it knows the topic assigns nothing, and no rebalance ever follows.
-                self._known_partitions()
+                # A leader that joins before it knows the topic assigns nothing. Subscribed first: otherwise the
+                # partitions seem to appear after the join, and everybody joins once more.
                 self._consumer.subscribe([config.topic], listener=_Assigned(self))
+                self._known_partitions()
             else:
                 self._assign_all()
         except KafkaError as e:
@@ -126,6 +128,15 @@ class _Source:
         self._consumer.seek(place, 0)
         self._consumer.pause(place)
         self._waiting.add(place.partition)
+
+    def await_group(self) -> None:
+        """Ask for an assignment until one comes.
+
+        The batch in hand was applied before the poll that begins to join. A leader joins again when its topic's
+        partitions change, and kafka-python (3.0.12) forgets such a join when the poll that began it ends before the
+        group answers: no heartbeat follows, the group drops the member, and it reads on without knowing.
+        """
+        self._consumer._coordinator.request_rejoin()
 
     def waiting(self) -> set[int]:
         """Held partitions that are still assigned."""

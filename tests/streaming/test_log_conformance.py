@@ -160,6 +160,13 @@ def test_added_partitions_are_found(log: LogUnderTest) -> None:
     source.close()
 
 
+def settle(partitions: int, *sources: EventSource) -> bool:
+    """Poll the members of a group side by side, as a rebalance waits for all at once: whether all is assigned."""
+    with ThreadPoolExecutor(len(sources)) as pool:
+        assert not any(pool.map(lambda source: source.poll(0.5, 100), sources))
+    return sorted(p for source in sources for p in source.assigned()) == list(range(partitions))
+
+
 @pytest.mark.kafka
 @pytest.mark.parametrize("kind", ["kafka-python", "confluent"])
 def test_a_group_shares_partitions_and_what_comes_back_waits_to_be_sought(
@@ -169,14 +176,7 @@ def test_a_group_shares_partitions_and_what_comes_back_waits_to_be_sought(
     opened = log.open()
     opened.producer().send([(f"user{i}", b"x") for i in range(20)])
     one = opened.source(group=True)
-
-    def settle(*sources: EventSource) -> bool:
-        # Side by side, as members of a group are: a rebalance waits for all of them at once.
-        with ThreadPoolExecutor(len(sources)) as pool:
-            assert not any(pool.map(lambda source: source.poll(0.5, 100), sources))
-        return sorted(p for source in sources for p in source.assigned()) == [0, 1]
-
-    until(lambda: settle(one))
+    until(lambda: settle(2, one))
     assert one.waiting() == {0, 1}
     places: set[tuple[int, int]] = set()
 
@@ -190,12 +190,33 @@ def test_a_group_shares_partitions_and_what_comes_back_waits_to_be_sought(
     until(gather)
     one.commit({0: 1, 1: 1})
     two = opened.source(group=True)
-    # kafka-python now and then needs a second rebalance, half a minute later.
-    until(lambda: settle(one, two) and len(two.assigned()) == 1)
+    until(lambda: settle(2, one, two) and len(two.assigned()) == 1)
     assert one.waiting() == set(one.assigned())
     two.close()
-    until(lambda: settle(one))
+    until(lambda: settle(2, one))
     assert one.waiting() == {0, 1}
+    one.close()
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("kind", ["kafka-python", "confluent"])
+def test_a_member_that_polls_in_short_turns_takes_up_added_partitions_and_stays_in_its_group(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    log = LogUnderTest(kind, tmp_path, request.getfixturevalue("kafka_broker"))
+    opened = log.open()
+    one = opened.source(group=True)
+    until(lambda: settle(2, one))
+    log.add_partition()
+    deadline = time.monotonic() + 40
+    while one.assigned() != [0, 1, 2]:
+        # Shorter than a rebalance, which goes on over many polls.
+        assert one.poll(0.003, 100) == []
+        assert time.monotonic() < deadline, "the added partition was not assigned"
+    assert one.waiting() == {0, 1, 2}
+    two = opened.source(group=True)
+    until(lambda: settle(3, one, two) and 0 < len(two.assigned()) < 3)
+    two.close()
     one.close()
 
 
