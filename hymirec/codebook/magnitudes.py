@@ -315,7 +315,7 @@ def _best_cut(mass: Floats, total: Floats, square: Floats, m: int) -> tuple[NDAr
 
 def _check_stored(stored_NL: NDArray[Any], magnitudes_NL: NDArray[np.floating[Any]], kind: str) -> None:
     """Raise ModelError naming the row whose magnitude does not fit."""
-    finite = np.isfinite(stored_NL).reshape(len(stored_NL), -1).all(axis=1)
+    finite = np.isfinite(stored_NL).all(axis=1)
     if not finite.all():
         row = int(np.argmin(finite))
         raise ModelError(

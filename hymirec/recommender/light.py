@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from hymirec.codebook.decode import decode
 from hymirec.recommender.ticks import BUCKETS
 
 
@@ -104,6 +105,10 @@ def decode_events(codes_BEL: Tensor, magnitudes_BEL: Tensor, table_LKH: Tensor) 
     """sum_l a_l table[l, b_l] for every event, (B, E, H), in one fused pass."""
     batch, events, layers = codes_BEL.shape
     centroids, hidden = table_LKH.shape[1:]
+    learning = torch.is_grad_enabled() and (table_LKH.requires_grad or magnitudes_BEL.requires_grad)
+    if codes_BEL.device.type == "cpu" and table_LKH.dtype == torch.float32 and not learning:
+        flat = codes_BEL.reshape(-1, layers), magnitudes_BEL.float().reshape(-1, layers)
+        return decode(*flat, table_LKH).view(batch, events, hidden)
     offset = torch.arange(layers, device=codes_BEL.device) * centroids
     bag = F.embedding_bag(
         (codes_BEL + offset).view(-1, layers),
