@@ -21,30 +21,18 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from hymirec.artifacts import read_json, write_atomic
-from hymirec.codebook.exact import (
-    CHUNK_ROWS,
-    chunk_rows,
-    exact_products,
-    exact_scores,
-    norms,
-    to_units,
-    tree_sum,
-    unit_length,
-)
+from hymirec.codebook.exact import norms, tree_sum
+from hymirec.codebook.kernels import Kernel, choose
 from hymirec.codebook.magnitudes import MagnitudeCodec, magnitude_codec
 from hymirec.codebook.quantizer import ItemTable
+from hymirec.codebook.rotation import Rotation
+from hymirec.codebook.search import Search
 from hymirec.codebook.table import ItemCodes
-from hymirec.errors import ArtifactDamagedError, ArtifactMissingError, NonFiniteEmbeddingError, ZeroCentroidError
+from hymirec.errors import ArtifactDamagedError, ArtifactMissingError, ZeroCentroidError
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "codebook.safetensors"
 MODEL_TYPE = "hymirec_codebook"
-# What is left of a row counts as nothing below this share of its norm: it is fp32 rounding.
-NOTHING_LEFT = 1e-6
-# Two integer products nearer than this many unit lengths may be out of order (rounding of the row: 6 standard
-# deviations), so those rows are decided in fp64 among this many candidates.
-DOUBT = 4.0
-CANDIDATES = 4
 
 
 def project_out(residual_BD: Tensor, centroid_BD: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,11 +56,10 @@ def project_out(residual_BD: Tensor, centroid_BD: Tensor) -> tuple[Tensor, Tenso
 
 
 class ResidualCodebook(nn.Module):
-    """`centroids_LKD`: unit rows, fp32. Encoding is plain argmax; its result is a function of the row alone."""
+    """`centroids_LKD`: unit rows, fp32. The code of a row is a function of the row and the codebook alone."""
 
     kind = "cosine"
     centroids_LKD: Tensor
-    _units_LKD: Tensor
 
     def __init__(
         self,
@@ -102,9 +89,10 @@ class ResidualCodebook(nn.Module):
             centroids = (flat.double() / norm[:, None]).float().view_as(centroids)
         self.register_buffer("centroids_LKD", centroids)
         self.info = dict(info or {})
+        # What depends on the machine that fitted (kernel, seconds); never saved.
+        self.facts: dict[str, Any] = {}
         self.magnitudes = self._codec(magnitudes)
-        units = to_units(centroids.view(-1, centroids.shape[2])).view_as(centroids)
-        self.register_buffer("_units_LKD", units, persistent=False)
+        self._search: tuple[Tensor, int, Search] | None = None
 
     @property
     def layers(self) -> int:
@@ -130,37 +118,37 @@ class ResidualCodebook(nn.Module):
         self.info["magnitudes"] = magnitudes.kind
         return magnitudes
 
-    def encode(self, x_ND: Tensor | NDArray[np.floating[Any]]) -> tuple[Tensor, Tensor]:
-        """Greedy codes int32 (N, L) and magnitudes fp32 (N, L); ties go to the lower code.
+    def encode(
+        self, x_ND: Tensor | NDArray[np.floating[Any]], beam: int | None = None, refit: bool | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Codes int32 (N, L) and magnitudes fp32 (N, L), in units of the rows' norms; ties go to the lower code.
 
-        A zero row, and a row of which nothing is left, has code 0 and magnitude 0.
-        Raises NonFiniteEmbeddingError naming the row.
+        `beam` is how many code sequences are kept (1..16; 1 is greedy) and `refit` asks for least-squares magnitudes on
+        the chosen centroids; without them, what `info` says. A zero row, and a row of which nothing is left, has code 0
+        and magnitude 0. Raises NonFiniteEmbeddingError naming the row; see `Search.code`.
         """
-        x_ND = torch.as_tensor(x_ND, device=self.centroids_LKD.device)
+        x_ND = torch.as_tensor(x_ND)
         self._check_width(x_ND)
-        codes = torch.zeros(len(x_ND), self.layers, dtype=torch.int32, device=x_ND.device)
-        magnitudes = torch.zeros(len(x_ND), self.layers, device=x_ND.device)
-        step = chunk_rows(self.centroids)
-        with exact_products():
-            tables = [units.float().T.contiguous() for units in self._units_LKD]
-            for start in range(0, len(x_ND), step):
-                chunk = x_ND[start : start + step].float()
-                raise_not_finite(chunk, start)
-                rows = slice(start, start + len(chunk))
-                self._encode_chunk(chunk, tables, codes[rows], magnitudes[rows])
-        return codes, magnitudes
+        codes, magnitudes = self.search().code(
+            x_ND,
+            int(self.info.get("beam", 1)) if beam is None else beam,
+            bool(self.info.get("refit", False)) if refit is None else refit,
+        )
+        return codes.to(self.centroids_LKD.device), magnitudes.to(self.centroids_LKD.device)
 
-    def _encode_chunk(self, x_BD: Tensor, tables: list[Tensor], codes_BL: Tensor, magnitudes_BL: Tensor) -> None:
-        residual = x_BD
-        least = norms(x_BD) * NOTHING_LEFT
-        for layer, table_DK in enumerate(tables):
-            centroids_KD = self.centroids_LKD[layer]
-            code = _best(residual, table_DK, centroids_KD)
-            left, magnitude = project_out(residual, centroids_KD[code])
-            something = norms(residual) > least
-            codes_BL[:, layer] = torch.where(something, code, 0)
-            magnitudes_BL[:, layer] = torch.where(something, magnitude, 0.0)
-            residual = torch.where(something[:, None], left, 0.0)
+    def search(self, kernel: Kernel | None = None) -> Search:
+        """The centroids made ready for coding, kept for later calls; with `kernel`, else with the fastest one here."""
+        centroids = self.centroids_LKD
+        if kernel is None and self._search is not None:
+            of, version, search = self._search
+            if of is centroids and version == centroids._version:
+                return search
+        if kernel is not None:
+            return Search(centroids, kernel, centroids.device)
+        name, padded = self.info.get("kernel", "auto"), Rotation(self.width).padded
+        search = Search(centroids, choose(name, centroids.device, padded), centroids.device)
+        self._search = (centroids, centroids._version, search)
+        return search
 
     def decode(self, codes_NL: Tensor | NDArray[Any], magnitudes_NL: Tensor | NDArray[Any]) -> Tensor:
         """sum_l a_l c_l, fp32 (N, D): linear in the magnitudes. Codes may be of any integer type."""
@@ -253,33 +241,6 @@ class ResidualCodebook(nn.Module):
     def _check_width(self, x_ND: Tensor) -> None:
         if x_ND.ndim != 2 or x_ND.shape[1] != self.width:
             raise ValueError(f"expected rows of shape (N, {self.width}), got {tuple(x_ND.shape)}")
-
-
-def _best(residual_BD: Tensor, table_DK: Tensor, centroids_KD: Tensor) -> Tensor:
-    """Codes (B,) with the largest cosine: exact integer products first, fp64 where these are too near to each other."""
-    scores = exact_scores(to_units(residual_BD), table_DK)
-    best, code = scores.max(1)
-    if len(centroids_KD) == 1:
-        return code
-    others = scores.scatter(1, code[:, None], -torch.inf)
-    doubtful = (best - others.amax(1) <= DOUBT * unit_length(residual_BD.shape[1])).nonzero()[:, 0]
-    for start in range(0, len(doubtful), CHUNK_ROWS // CANDIDATES):
-        rows = doubtful[start : start + CHUNK_ROWS // CANDIDATES]
-        ranked = scores[rows].sort(dim=1, descending=True, stable=True)[1][:, :CANDIDATES].sort(dim=1)[0]
-        products = tree_sum(residual_BD[rows, None].double() * centroids_KD[ranked].double())
-        code[rows] = ranked.gather(1, products.max(1, keepdim=True)[1])[:, 0]
-    return code
-
-
-def raise_not_finite(x_BD: Tensor, first: int) -> None:
-    """Raise NonFiniteEmbeddingError naming the row (counted from `first`) that holds NaN or infinity."""
-    finite = torch.isfinite(x_BD).all(1)
-    if not bool(finite.all()):
-        row = first + int((~finite).nonzero()[0])
-        raise NonFiniteEmbeddingError(
-            f"the embedding of row {row} holds NaN or infinity; look at that item's text and at the "
-            "weights that encoded it"
-        )
 
 
 def _tensor(values: Tensor | NDArray[Any]) -> Tensor:

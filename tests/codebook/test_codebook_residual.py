@@ -51,18 +51,6 @@ def test_squared_magnitudes_and_what_is_left_add_up_to_the_squared_norm(rows: np
     assert torch.allclose(total, (x.double() ** 2).sum(1), rtol=1e-4, atol=1e-5)
 
 
-def test_every_layer_takes_the_centroid_with_the_largest_cosine_in_fp64() -> None:
-    x, codebook = torch.from_numpy(clustered(3000, 24)), make_codebook(3, 200, 24)
-    codes, magnitudes = codebook.encode(x)
-    residual = x.double()
-    for layer, centroids in enumerate(codebook.centroids_LKD.double()):
-        products = residual @ centroids.T
-        chosen = products.gather(1, codes[:, layer, None].long())[:, 0]
-        assert float((products.max(1)[0] - chosen).max()) < 1e-5
-        assert torch.allclose(chosen.float(), magnitudes[:, layer], atol=1e-5)
-        residual -= chosen[:, None] * centroids[codes[:, layer].long()]
-
-
 def test_centroids_too_near_for_rounded_directions_are_told_apart() -> None:
     base = torch.randn(64, generator=torch.Generator().manual_seed(1))
     nearby = base + 1e-4 * torch.randn(3, 64, generator=torch.Generator().manual_seed(2))
