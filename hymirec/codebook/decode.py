@@ -35,7 +35,7 @@ from hymirec.codebook.table import ItemCodes
 # Less output than this (in numbers) is not worth a second thread.
 THREAD_NUMBERS = 65_536
 # Packed rows that are unpacked at a time: small enough to stay in a core's cache.
-UNPACK_ROWS = 1024
+UNPACK_ROWS = 8192
 CODE_TYPES = (torch.uint16, torch.int32, torch.int64)
 
 

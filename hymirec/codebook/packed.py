@@ -184,40 +184,6 @@ def _pack(
             packed_NR[row, byte] = np.uint8(held & np.uint64(255))
 
 
-@njit(cache=True, nogil=True, inline="always")
-def unpack_one(
-    packed_NR: NDArray[np.uint8],
-    row: int,
-    id_bits: int,
-    bits: int,
-    table_LV: NDArray[np.uint32],
-    codes_L: NDArray[np.uint16],
-    value_bits_L: NDArray[np.uint32],
-) -> None:
-    """One packed row; `value_bits_L` are the bits of the fp32 magnitudes. The step that all CPU kernels share."""
-    layers = len(codes_L)
-    id_mask = (np.uint64(1) << np.uint64(id_bits)) - np.uint64(1)
-    mask = (np.uint64(1) << np.uint64(bits)) - np.uint64(1)
-    held, filled, byte = np.uint64(0), 0, 0
-    for field in range(2 * layers):
-        width = id_bits if field < layers else bits
-        while filled < width:
-            held |= np.uint64(packed_NR[row, byte]) << np.uint64(filled)
-            filled += 8
-            byte += 1
-        if field < layers:
-            codes_L[field] = np.uint16(held & id_mask)
-        else:
-            stored = held & mask
-            layer = field - layers
-            if table_LV.shape[1] == 0:
-                value_bits_L[layer] = np.uint32(stored)
-            else:
-                value_bits_L[layer] = table_LV[layer % table_LV.shape[0], np.int64(stored)]
-        held >>= np.uint64(width)
-        filled -= width
-
-
 @njit(cache=True, nogil=True)
 def _unpack(
     packed_NR: NDArray[np.uint8],
@@ -228,5 +194,35 @@ def _unpack(
     codes_BL: NDArray[np.uint16],
     value_bits_BL: NDArray[np.uint32],
 ) -> None:
+    """`value_bits_BL` are the bits of the fp32 magnitudes. A row of at most 8 bytes is read as one number."""
+    layers, row_bytes = codes_BL.shape[1], packed_NR.shape[1]
+    wide_id, wide = np.uint64(id_bits), np.uint64(bits)
+    id_mask = (np.uint64(1) << wide_id) - np.uint64(1)
+    mask = (np.uint64(1) << wide) - np.uint64(1)
+    own_levels = table_LV.shape[0] > 1
+    plain = table_LV.shape[1] == 0
     for place in range(len(index_B)):
-        unpack_one(packed_NR, index_B[place], id_bits, bits, table_LV, codes_BL[place], value_bits_BL[place])
+        row = index_B[place]
+        held, filled, byte = np.uint64(0), 0, 0
+        if row_bytes <= 8:
+            for byte in range(row_bytes):
+                held |= np.uint64(packed_NR[row, byte]) << np.uint64(8 * byte)
+            filled = 64 + layers * (id_bits + bits)
+        for layer in range(layers):
+            while filled < id_bits:
+                held |= np.uint64(packed_NR[row, byte]) << np.uint64(filled)
+                filled += 8
+                byte += 1
+            codes_BL[place, layer] = np.uint16(held & id_mask)
+            held >>= wide_id
+            filled -= id_bits
+        for layer in range(layers):
+            while filled < bits:
+                held |= np.uint64(packed_NR[row, byte]) << np.uint64(filled)
+                filled += 8
+                byte += 1
+            stored = held & mask
+            value = np.uint32(stored) if plain else table_LV[layer if own_levels else 0, np.int64(stored)]
+            value_bits_BL[place, layer] = value
+            held >>= wide
+            filled -= bits
