@@ -29,13 +29,16 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hymirec.codebook.packed import checked_index
+from hymirec.codebook.packed import checked_index, prefetch
 from hymirec.codebook.table import ItemCodes
 
 # Less output than this (in numbers) is not worth a second thread.
 THREAD_NUMBERS = 65_536
 # Packed rows that are unpacked at a time: small enough to stay in a core's cache.
 UNPACK_ROWS = 8192
+# Table rows are asked for this many output rows ahead, no further than the processor goes on by itself.
+AHEAD_ROWS = 2
+AHEAD_BYTES = 1024
 CODE_TYPES = (torch.uint16, torch.int32, torch.int64)
 
 
@@ -210,7 +213,15 @@ def _decode(
     """Three layers at a time, the rest one by one, always added in order; the first pass sets, the others add."""
     layers, width = codes_BL.shape[1], out_BX.shape[1]
     weight = np.empty(layers, np.float32)
+    base, stride = np.uintp(values_LKX.ctypes.data), np.uintp(values_LKX.strides[1])
+    ahead = stride if stride < AHEAD_BYTES else np.uintp(AHEAD_BYTES)
     for row in range(len(codes_BL)):
+        if row + AHEAD_ROWS < len(codes_BL):
+            for layer in range(layers):
+                entry = np.uintp(layer * values_LKX.shape[1]) + np.uintp(codes_BL[row + AHEAD_ROWS, layer])
+                start = base + entry * stride
+                for line in range(np.uintp(0), ahead, np.uintp(64)):
+                    prefetch(start + line)  # type: ignore[call-arg]
         code, out = codes_BL[row], out_BX[row]
         for layer in range(layers):
             weight[layer] = magnitudes_BL[row, layer]

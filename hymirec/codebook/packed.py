@@ -22,7 +22,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -30,6 +33,8 @@ from hymirec.codebook.magnitudes import MagnitudeCodec, magnitude_codec
 
 MAX_LAYERS = 16
 MAX_CENTROIDS = 65_536
+# Items lie anywhere in the table: a row is asked for this many rows before it is read.
+AHEAD_ROWS = 16
 # Bytes that a field of at most 32 bits touches.
 FIELD_BYTES = 5
 
@@ -161,6 +166,22 @@ def _fields(rows_BR: Tensor, start: int, width: int, count: int) -> Tensor:
     return fields
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(typing_context: Any, address: Any) -> Any:
+    """Ask for the cache line at an address; a hint that changes no result."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+        word = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, word, word, word])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        # Read, to be kept in all levels, data.
+        builder.call(function, [pointer, word(0), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.uintp), generate
+
+
 @njit(cache=True, nogil=True)
 def _pack(
     codes_NL: NDArray[np.uint16], stored_NL: NDArray[np.uint32], id_bits: int, bits: int, packed_NR: NDArray[np.uint8]
@@ -201,8 +222,11 @@ def _unpack(
     mask = (np.uint64(1) << wide) - np.uint64(1)
     own_levels = table_LV.shape[0] > 1
     plain = table_LV.shape[1] == 0
+    base = np.uintp(packed_NR.ctypes.data)
     for place in range(len(index_B)):
         row = index_B[place]
+        if place + AHEAD_ROWS < len(index_B):
+            prefetch(base + np.uintp(index_B[place + AHEAD_ROWS] * row_bytes))  # type: ignore[call-arg]
         held, filled, byte = np.uint64(0), 0, 0
         if row_bytes <= 8:
             for byte in range(row_bytes):
