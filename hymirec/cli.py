@@ -127,6 +127,36 @@ def codebook_report(
         out.print(f"(with plots: {written / 'report.md'})", markup=False)
 
 
+@codebook.command("encode")
+@_speaks
+def codebook_encode(codebook_dir: Path, embeddings: Path, target: Path) -> None:
+    """Code the parts of a directory of embeddings with a codebook as it is: new items need no refit."""
+    from hymirec.catalog.parts import part_paths
+    from hymirec.codebook import open_codebook
+
+    fitted = open_codebook(codebook_dir)
+    rows = sum(fitted.code_part(path, target / path.name) for path in part_paths(embeddings))
+    out.print(f"{rows:,} items coded into {target}", markup=False)
+
+
+@codebook.command("refresh")
+@_speaks
+def codebook_refresh(
+    codebook_dir: Path,
+    embeddings: Path,
+    target: Path,
+    passes: Annotated[int, typer.Option(help="k-means passes a layer", min=1)] = 3,
+) -> None:
+    """Go on from a codebook with all items, old ones first, and tell how far codes have drifted.
+
+    On a cluster: ray_jobs/refresh.py.
+    """
+    from hymirec.codebook import drift_markdown, refresh_directory
+
+    report = refresh_directory(codebook_dir, embeddings, target, passes)
+    out.print(drift_markdown(report), markup=False)
+
+
 @bundle.command("inspect")
 @_speaks
 def bundle_inspect(directory: Path) -> None:

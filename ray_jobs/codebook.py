@@ -18,20 +18,24 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from hymirec.artifacts import write_atomic, write_json
+from hymirec.artifacts import read_json, write_atomic, write_json
 from hymirec.catalog.parts import to_numpy
 from hymirec.catalog.schemas import EMBEDDING, INDEX
 from hymirec.catalog.vectors import as_matrix, count_rows, read_vectors
 from hymirec.codebook import (
+    DRIFT_FILE,
     FitState,
     IdentityReducer,
     ItemQuantizer,
     Reducer,
+    ResidualCodebook,
     TorchDistributedReducer,
     fit_batches,
     fit_variant,
     open_codebook,
+    refresh_config,
     sample_report,
+    save_refreshed,
     to_markdown,
 )
 from hymirec.config import PipelineConfig
@@ -56,6 +60,7 @@ class _Work:
     run_dir: Path
     out: Path
     checkpoint_seconds: float
+    last: Path | None = None
 
 
 def _worker(work: dict[str, _Work]) -> None:
@@ -78,9 +83,12 @@ def _worker(work: dict[str, _Work]) -> None:
     clock = _Clock(job.checkpoint_seconds, reducer, device)
     codebook: ItemQuantizer
     if config.kind == "cosine":
-        fitted = fit_batches(_batches, config, job.config.seed, reducer, device, _newest_state(), on_iteration)
+        last = ResidualCodebook.from_pretrained(job.last) if job.last is not None else None
+        fitted = fit_batches(_batches, config, job.config.seed, reducer, device, _newest_state(), on_iteration, last)
         _write_timing(job.out, reducer, device, fitted.facts)
         codebook = fitted.cpu()
+        if reducer.rank == 0 and last is not None:
+            save_refreshed(last, codebook, embeddings, job.out)
     else:
         total = count_rows(embeddings)
         start, stop = (total * rank // reducer.world for rank in (reducer.rank, reducer.rank + 1))
@@ -163,21 +171,35 @@ def codebook_step(
 
     `inputs` names the fit: equal inputs continue an unfinished one. Returns nothing that depends on scheduling.
     """
+    _fit_on_ray(_Work(config, run_dir, out, checkpoint_seconds), inputs, on_progress)
+    return {}
+
+
+def refresh_step(
+    config: PipelineConfig, run_dir: Path, last: Path, out: Path, inputs: str, passes: int
+) -> dict[str, Any]:
+    """Go on from the codebook `last` with the embeddings of `run_dir`; returns the drift report, also in `out`."""
+    codebook = refresh_config(ResidualCodebook.from_pretrained(last), passes)
+    kept = config.codebook.model_dump(include={"kernel", "memory_mb"})
+    config = config.model_copy(update={"codebook": codebook.model_copy(update=kept)})
+    _fit_on_ray(_Work(config, run_dir, out, CHECKPOINT_SECONDS, last), inputs, None)
+    return read_json(out / DRIFT_FILE)
+
+
+def _fit_on_ray(work: _Work, inputs: str, on_progress: OnProgress | None) -> None:
+    config, out = work.config, work.out
     # A quarter of a CPU: on a cluster whose CPUs are all held by workers, readers must still find room.
-    rows = ray.data.read_parquet(str(run_dir / EMBEDDINGS), ray_remote_args={"num_cpus": READER_CPUS})
+    rows = ray.data.read_parquet(str(work.run_dir / EMBEDDINGS), num_cpus=READER_CPUS)
     rows = rows.select_columns([INDEX, EMBEDDING])
     with followed(out / PROGRESS, 1, on_progress):
         run_workers(
             _worker,
-            _Work(config, run_dir, out, checkpoint_seconds),
+            work,
             config.compute,
             out,
             inputs,
-            datasets={EMBEDDINGS: rows.select_columns([INDEX, EMBEDDING])}
-            if config.codebook.kind == "cosine"
-            else None,
+            datasets={EMBEDDINGS: rows} if config.codebook.kind == "cosine" else None,
         )
-    return {}
 
 
 class CodeWorker:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROUNDS = 5
+Figure = dict[str, object]
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -20,11 +21,13 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def compare(figure: str, ours: Callable[[], object], peer: Callable[[], object], goal: float) -> dict[str, object]:
+def compare(
+    figure: str, ours: Callable[[], object], peer: Callable[[], object], goal: float, rounds: int = ROUNDS
+) -> Figure:
     """Time both in alternating rounds after one warm-up each. `ratio` is how many times faster ours is."""
     seconds(ours)
     seconds(peer)
-    pairs = [(seconds(ours), seconds(peer)) for _ in range(ROUNDS)]
+    pairs = [(seconds(ours), seconds(peer)) for _ in range(rounds)]
     mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
     ratios = sorted(b / a for a, b in pairs)
     ratio = theirs / mine
@@ -40,7 +43,22 @@ def compare(figure: str, ours: Callable[[], object], peer: Callable[[], object],
     }
 
 
-def main(figures: Callable[[], list[dict[str, object]]]) -> None:
+def value(figure: str, ours: float, peer: float, goal: float, unit: str, at_least: bool = True) -> Figure:
+    """A figure that is no time: a difference (ours - peer) against its goal. With peer 0 it is ours itself."""
+    gain = ours - peer
+    return {
+        "figure": figure,
+        "ours": round(ours, 5),
+        "peer": round(peer, 5),
+        "ratio": round(gain, 5),
+        "goal": goal,
+        "ok": gain >= goal if at_least else gain <= goal,
+        "unit": unit,
+        "spread": [],
+    }
+
+
+def main(figures: Callable[[], list[Figure]]) -> None:
     """Print every figure; `--json FILE` appends one object a line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", type=Path)

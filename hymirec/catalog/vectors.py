@@ -67,6 +67,13 @@ def read_vectors(source: Path | Sequence[Path], start: int = 0, stop: int | None
     return np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
 
 
+def read_rows(directory: Path, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Vectors of some items of a directory, by ascending index: only the parts that hold them are read."""
+    ends = np.flatnonzero(np.diff(rows) != 1) + 1
+    blocks = [read_vectors(directory, int(b[0]), int(b[-1]) + 1) for b in np.split(rows, ends) if len(b)]
+    return np.concatenate(blocks) if blocks else np.empty((0, vector_width(directory)), np.float32)
+
+
 def _read_part(path: Path, position: int) -> NDArray[np.float32]:
     """All vectors of one part, whose rows must be the items position, position + 1, ..."""
     table = read_table(path, [INDEX, EMBEDDING])

@@ -10,6 +10,7 @@ n rows of this worker  D width  P padded width  L layers  K centroids
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
@@ -28,7 +29,7 @@ from hymirec.codebook.magnitudes import fit_magnitudes
 from hymirec.codebook.reduce import Reducer
 from hymirec.codebook.residual import ResidualCodebook
 from hymirec.codebook.rotation import Rotation, quantised
-from hymirec.codebook.seeds import first_seeds, new_seeds
+from hymirec.codebook.seeds import Seeds, first_seeds, given_seeds, new_seeds
 from hymirec.codebook.shard import Shard, build_shard, lowest
 from hymirec.codebook.state import FitState, Usage
 from hymirec.codebook.strict import StrictPass
@@ -79,6 +80,7 @@ def fit_batches(
     device: torch.device,
     state: FitState | None = None,
     on_iteration: OnIteration | None = None,
+    last: ResidualCodebook | None = None,
 ) -> ResidualCodebook:
     """Fit on the rows that `batches()` yields on each worker.
 
@@ -86,11 +88,14 @@ def fit_batches(
     depends on the machine (kernel, seconds), which is not saved. K is capped at the number of rows of all workers. Zero
     rows are ignored; equal rows seed one centroid; where there are fewer directions than centroids, the others are
     pseudo-random. `on_iteration` is called on every worker after every pass. `batches` is called once, and again for
-    every round of a joint refit.
+    every round of a joint refit. With `last` the fit goes on from that codebook, whose layers and centroids count
+    then: centroid k of the result has grown out of centroid k.
     Raises NonFiniteEmbeddingError naming a row's number, on all workers alike; ModelError when there are no rows, or
     too many for strict balance; ArtifactDamagedError when `state` belongs to other rows, another seed or config.
     """
-    fit = _Fit(batches, config, seed, reducer, device)
+    if last is not None:
+        config = config.model_copy(update={"layers": last.layers, "centroids": last.centroids})
+    fit = _Fit(batches, config, seed, reducer, device, last)
     now = fit.begin() if state is None else fit.resume(state)
     while now.layer < config.layers:
         while now.iteration < config.iterations:
@@ -105,9 +110,15 @@ class _Fit:
     """The rows of a layer in progress, and the steps that lead from one state to the next."""
 
     def __init__(
-        self, batches: Batches, config: CodebookConfig, seed: int, reducer: Reducer, device: torch.device
+        self,
+        batches: Batches,
+        config: CodebookConfig,
+        seed: int,
+        reducer: Reducer,
+        device: torch.device,
+        last: ResidualCodebook | None,
     ) -> None:
-        self._batches, self._config, self._seed = batches, config, seed
+        self._batches, self._config, self._seed, self._last = batches, config, seed, last
         self._reducer, self._device = reducer, device
         started = time.monotonic()
         reader = _Reader(batches(), reducer, device, seed, config.magnitudes.startswith("lloyd"))
@@ -119,10 +130,17 @@ class _Fit:
         total, checksum = reducer.sum_(totals).tolist()
         if total == 0:
             raise ModelError("expected at least one row to fit a codebook on, got none; encode the items first")
-        self.shape = (min(config.centroids, total), reader.width)
+        if last is not None and last.width != reader.width:
+            raise ModelError(
+                f"expected embeddings of {last.width} dimensions, as the last codebook has, got {reader.width}; encode "
+                "the new items with the content encoder of that codebook"
+            )
+        self.total = total
+        self.shape = (config.centroids if last is not None else min(config.centroids, total), reader.width)
         # The kernel and the memory change no bit, so a fit may go on with others.
         named = config.model_dump(mode="json", exclude={"kernel", "memory_mb"})
-        self.owner = hash_json([named, seed, total, checksum, self.shape])
+        start = None if last is None else hashlib.sha256(last.centroids_LKD.cpu().numpy().tobytes()).hexdigest()
+        self.owner = hash_json([named, seed, total, checksum, self.shape, start])
         self._seconds = [0.0] * config.layers
         self._facts = {
             "kernel": self._kernel.name,
@@ -142,11 +160,17 @@ class _Fit:
         """The state before the first pass of a layer."""
         units, step = finished_LKP.new_empty(0, self._rotation.padded), 0.0
         if layer < self._config.layers:
-            salt = self._salt(layer, 0)
-            seeds = first_seeds(self._shard, self.shape[0], salt, self._rotation.length, self._kernel, self._reducer)
+            seeds = self._seeds(layer)
             units, step = seeds.units_KP, PRICE_STEP * seeds.spread if self._config.balance == "prices" else 0.0
         price = torch.zeros(len(units), dtype=torch.float64)
         return FitState(self.owner, layer, 0, step, finished_LKP, centroids_LKD, units.cpu(), price, usage)
+
+    def _seeds(self, layer: int) -> Seeds:
+        length, salt = self._rotation.length, self._salt(layer, 0)
+        if self._last is None:
+            return first_seeds(self._shard, self.shape[0], salt, length, self._kernel, self._reducer)
+        units = self._rotation.directions(self._last.centroids_LKD[layer].to(self._device))
+        return given_seeds(self._shard, units, salt, length, self._kernel, self._reducer)
 
     def resume(self, state: FitState) -> FitState:
         """Bring this worker's rows to the layer of a state."""
@@ -202,6 +226,7 @@ class _Fit:
             "iterations": config.iterations,
             "magnitudes": "float32" if self._sample is not None else config.magnitudes,
             "refit": config.refit,
+            "rows": self.total,
             "usage": [asdict(usage) for usage in state.usage],
         }
         started = time.monotonic()

@@ -40,10 +40,18 @@ class Seeds:
     spread: float
 
 
+def given_seeds(shard: Shard, units_KP: Tensor, salt: int, length: float, kernel: Kernel, reducer: Reducer) -> Seeds:
+    """Directions from elsewhere, with the spread that they have over a sample of these rows."""
+    sample = _sample(shard, len(units_KP), salt, reducer)
+    if not len(sample):
+        return Seeds(units_KP, 0.0)
+    best = kernel.lanes(sample, kernel.table(units_KP))[0].amax(1).long()
+    return Seeds(units_KP, _spread(best, sample, units_KP, length))
+
+
 def first_seeds(shard: Shard, count: int, salt: int, length: float, kernel: Kernel, reducer: Reducer) -> Seeds:
     """`count` different directions among the rows (K, P); pseudo-random ones where rows hold fewer."""
-    wanted = max(2 * count, min(SAMPLE_PER_SEED * count, SAMPLE_BYTES // shard.width))
-    sample = _distinct(shard.draw(wanted, salt, reducer))
+    sample = _sample(shard, count, salt, reducer)
     best = torch.full((len(sample),), -int(2 * length**2), dtype=torch.int64, device=sample.device)
     chosen = torch.zeros(len(sample), dtype=torch.bool, device=sample.device)
     seeds = sample[:0]
@@ -56,9 +64,7 @@ def first_seeds(shard: Shard, count: int, salt: int, length: float, kernel: Kern
         seeds = torch.cat([seeds, sample[new]])
         scores, _ = kernel.lanes(sample, kernel.table(sample[new]))
         best = torch.maximum(best, scores.amax(1).long())
-    rest = best[~chosen]
-    mean = _mean_score(sample[~chosen], seeds)
-    spread = max(0.0, float(rest.sum()) / len(rest) - mean) / length**2 if len(rest) else 0.0
+    spread = _spread(best[~chosen], sample[~chosen], seeds, length)
     missing = count - len(seeds)
     if missing:
         seeds = torch.cat([seeds, scattered(missing, shard.width, salt, length).to(seeds.device)])
@@ -77,6 +83,12 @@ def scattered(count: int, width: int, salt: int, length: float) -> Tensor:
     bits = mix(np.arange(count * width, dtype=np.uint64), salt)
     values = (bits >> np.uint64(11)).astype(np.float64) / 2.0**52 - 1.0
     return quantised(torch.from_numpy(values).view(count, width), length)
+
+
+def _sample(shard: Shard, count: int, salt: int, reducer: Reducer) -> Tensor:
+    """Different rows, more than there are seeds."""
+    wanted = max(2 * count, min(SAMPLE_PER_SEED * count, SAMPLE_BYTES // shard.width))
+    return _distinct(shard.draw(wanted, salt, reducer))
 
 
 def _distinct(rows_mP: Tensor) -> Tensor:
@@ -109,9 +121,10 @@ def _spaced(best_m: Tensor, chosen_m: Tensor, count: int, length: float, start: 
     return torch.from_numpy(drawn).to(best_m.device)
 
 
-def _mean_score(rows_mP: Tensor, seeds_KP: Tensor) -> float:
-    """Mean product of rows and seeds, from their sums: exact."""
+def _spread(best_m: Tensor, rows_mP: Tensor, seeds_KP: Tensor, length: float) -> float:
+    """Mean of the best products less the mean of all, as a cosine; the latter from sums, exact."""
     if not len(rows_mP) or not len(seeds_KP):
         return 0.0
     product = int((rows_mP.sum(0, dtype=torch.int64) * seeds_KP.sum(0, dtype=torch.int64)).sum())
-    return product / (len(rows_mP) * len(seeds_KP))
+    mean = product / (len(rows_mP) * len(seeds_KP))
+    return max(0.0, float(best_m.sum()) / len(best_m) - mean) / length**2

@@ -15,9 +15,9 @@ from codebook_workers import clustered
 
 from hymirec.catalog.parts import part_name
 from hymirec.catalog.vectors import write_vectors
-from hymirec.codebook import ItemCodes, report_directory
+from hymirec.codebook import ItemCodes, refresh_directory, report_directory
 from hymirec.config import CodebookConfig, ComputeConfig, PipelineConfig
-from ray_jobs.codebook import codebook_step, codes_step
+from ray_jobs.codebook import codebook_step, codes_step, refresh_step
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 ROWS, PART_ROWS = 8000, 3000
@@ -86,3 +86,11 @@ def test_items_are_coded_part_by_part_and_only_missing_parts_again(run_dir: Path
     assert {name: data for name, (data, _) in again.items()} == {name: data for name, (data, _) in first.items()}
     assert [name for name in first if first[name][1] != again[name][1]] == [part_name(1)]
     assert report_directory(run_dir)["rows"] == ROWS
+
+
+def test_a_refresh_on_workers_writes_the_bytes_of_a_refresh_on_one_machine(run_dir: Path, tmp_path: Path) -> None:
+    last = run_dir / "codebook"
+    report = refresh_step(make_config(2), run_dir, last, tmp_path / "ray", "3" * 64, passes=2)
+    assert refresh_directory(last, run_dir / "embeddings", tmp_path / "here", passes=2) == report
+    for name in ("config.json", "codebook.safetensors", "drift.json", "drift.md"):
+        assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hymirec.artifacts import read_json, write_atomic, write_json
 from hymirec.catalog.prepared import Catalog
 from hymirec.catalog.schemas import ITEMS_DIR
-from hymirec.catalog.vectors import count_rows, read_vectors
+from hymirec.catalog.vectors import count_rows, read_rows
 from hymirec.codebook.exact import norms, tree_sum
 from hymirec.codebook.kinds import open_codebook
 from hymirec.codebook.quantizer import ItemQuantizer, ItemTable
@@ -42,11 +42,7 @@ def _sample(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], ItemTable]:
     """Rows, their vectors, and how they are (or would be) stored."""
     rows = sample_rows(count_rows(embeddings))
-    ends = np.flatnonzero(np.diff(rows) != 1) + 1
-    vectors = np.concatenate(
-        [read_vectors(embeddings, int(block[0]), int(block[-1]) + 1) for block in np.split(rows, ends) if len(block)]
-        or [np.empty((0, codebook.width), np.float32)]
-    )
+    vectors = read_rows(embeddings, rows)
     return rows, vectors, codebook.encode_items(vectors) if items is None else items.take(rows)
 
 
