@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hymirec.artifacts import hash_json
 from hymirec.codebook.balanced import Pass, run_pass
-from hymirec.codebook.exact import CHUNK_ROWS, mix, norms
+from hymirec.codebook.exact import mix, norms
 from hymirec.codebook.kernels import choose
 from hymirec.codebook.magnitudes import fit_magnitudes
 from hymirec.codebook.reduce import Reducer
@@ -48,6 +48,8 @@ LEAST_STEP = 0.4
 # Rows that magnitude levels are fitted on, and the most components that they may have.
 SAMPLE_ROWS = 16_384
 SAMPLE_COMPONENTS = 1 << 24
+# Rows in memory are read this many at a time.
+BATCH_ROWS = 16_384
 _MAX_PASSES = 1 << 20
 
 
@@ -66,8 +68,8 @@ def fit_codebook(
         raise ValueError(f"expected rows (n, D) and row_ids (n,), got {tuple(rows.shape)} and {row_ids.shape}")
 
     def batches() -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-        for start in range(0, max(len(rows), 1), CHUNK_ROWS):
-            yield rows[start : start + CHUNK_ROWS], row_ids[start : start + CHUNK_ROWS]
+        for start in range(0, max(len(rows), 1), BATCH_ROWS):
+            yield rows[start : start + BATCH_ROWS], row_ids[start : start + BATCH_ROWS]
 
     return fit_batches(batches, config, seed, reducer, rows.device, state, on_iteration)
 
@@ -298,7 +300,8 @@ class _Reader:
             finite = torch.isfinite(rows).all(1)
             if self._bad is None and not bool(finite.all()):
                 self._bad = int(ids[(~finite).cpu().numpy()][0])
-            rows = torch.where(finite[:, None], rows, 0.0)
+            if not bool(finite.all()):
+                rows = torch.where(finite[:, None], rows, 0.0)
             hashes = mix(ids.astype(np.uint64), self._seed)
             self.rows += len(rows)
             if self._sample is not None:

@@ -71,7 +71,7 @@ class Shard:
             for chunk, first in _with_offsets(self.chunks(number)):
                 left = project_rows(chunk, kernel.nearest(chunk, table, price), table.units_KP, length)
                 alive = (left != 0).any(1)
-                some = left[alive]
+                some = left if bool(alive.all()) else left[alive]
                 self.rows[number][kept : kept + len(some)] = some
                 hashes[kept : kept + len(some)] = hashes[first : first + len(chunk)][alive.cpu().numpy()]
                 kept += len(some)
@@ -91,7 +91,7 @@ class Shard:
             for g in np.unique(number):
                 mine = np.flatnonzero(number == g)
                 inside = positions[mine] - (ends[g] - len(self.rows[g]))
-                taken[torch.from_numpy(mine).to(self.device)] = self.rows[g][torch.from_numpy(inside).to(self.device)]
+                taken[torch.from_numpy(mine).to(self.device)] = _ordered(self.rows[g], inside)
             return taken
 
         return lowest(mix(hashes, salt), take, count, reducer, self.device)
@@ -137,17 +137,19 @@ def build_shard(
     for rows, hash_n in batches:
         units = rotation.directions(rows.to(device))
         alive = (units != 0).any(1)
-        units, hash_n = units[alive], hash_n[alive.cpu().numpy()]
+        if not bool(alive.all()):
+            units, hash_n = units[alive], hash_n[alive.cpu().numpy()]
         number = (hash_n % np.uint64(slices)).astype(np.int64)
         order = np.argsort(number, kind="stable")
         bounds = np.searchsorted(number[order], np.arange(slices + 1))
+        units, hash_n = _ordered(units, order), hash_n[order]
         for g in range(slices):
-            mine = order[bounds[g] : bounds[g + 1]]
-            if len(mine):
-                blocks[g].append(units[torch.from_numpy(mine).to(device)])
-                hashes[g].append(hash_n[mine])
+            if bounds[g] < bounds[g + 1]:
+                blocks[g].append(units[bounds[g] : bounds[g + 1]])
+                hashes[g].append(hash_n[bounds[g] : bounds[g + 1]])
         held += units.numel()
-        if held > memory_mb * MEBIBYTE and spool is None:
+        # Joining the blocks of a slice takes as much again.
+        if 2 * held > memory_mb * MEBIBYTE and spool is None:
             spool = _Spool(slices, rotation.padded)
         if spool is not None:
             spool.append(blocks)
@@ -155,13 +157,26 @@ def build_shard(
     if spool is None:
         rows_g = []
         for some in blocks:
-            rows_g.append(torch.cat(some) if some else empty)
+            rows_g.append(_joined(some) if some else empty)
             some.clear()
     else:
         rows_g = spool.rows()
     return Shard(
         rows_g, [np.concatenate(some) if some else np.empty(0, np.uint64) for some in hashes], spool is not None
     )
+
+
+def _ordered(rows: Tensor, order: NDArray[np.int64]) -> Tensor:
+    """Rows in another order; numpy copies whole rows, torch's indexing 8-bit components one by one."""
+    if rows.device.type == "cpu":
+        return torch.from_numpy(rows.numpy()[order])
+    return rows[torch.from_numpy(order).to(rows.device)]
+
+
+def _joined(blocks: list[Tensor]) -> Tensor:
+    if blocks[0].device.type == "cpu":
+        return torch.from_numpy(np.concatenate([block.numpy() for block in blocks]))
+    return torch.cat(blocks)
 
 
 class _Spool:
