@@ -134,7 +134,7 @@ class CodebookConfig(Config):
     refit: bool = Field(True, description="least-squares magnitudes on the chosen centroids; never worse")
     joint_refits: int = Field(0, ge=0, description="rounds that code all rows and refit all centroids together")
     magnitudes: Literal["lloyd4", "lloyd8", "float16", "float32"] = Field(
-        "float16", description="how magnitudes are stored: 4 or 8 bits (levels fitted a layer), 16 or 32"
+        "lloyd4", description="how magnitudes are stored: 4 or 8 bits (levels fitted a layer), 16 or 32"
     )
     kernel: Literal["auto", "int8", "float32"] = Field(
         "auto", description="nearest-centroid kernel; all give the same bits, `auto` takes the fastest that runs here"

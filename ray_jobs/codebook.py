@@ -188,8 +188,10 @@ def refresh_step(
 
 def _fit_on_ray(work: _Work, inputs: str, on_progress: OnProgress | None) -> None:
     config, out = work.config, work.out
-    # A quarter of a CPU: on a cluster whose CPUs are all held by workers, readers must still find room.
-    rows = ray.data.read_parquet(str(work.run_dir / EMBEDDINGS), num_cpus=READER_CPUS)
+    # Readers take little and are few: where workers hold all CPUs, they must still find room.
+    rows = ray.data.read_parquet(
+        str(work.run_dir / EMBEDDINGS), num_cpus=READER_CPUS, concurrency=work.config.compute.workers
+    )
     rows = rows.select_columns([INDEX, EMBEDDING])
     with followed(out / PROGRESS, 1, on_progress):
         run_workers(

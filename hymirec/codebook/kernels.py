@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hymirec.codebook import vnni
+from hymirec.codebook import screen, vnni
 from hymirec.codebook.exact import CHUNK_SCORES, exact_products
 from hymirec.codebook.rotation import SCALE
 from hymirec.errors import ModelError
@@ -55,6 +55,17 @@ class Table:
         return len(self.units_KP)
 
 
+@dataclass(frozen=True)
+class Screen:
+    """A table, and what chooses the centroids of it that a row is compared with: the table of their first components
+    and a rule (`screen.py`).
+    """
+
+    whole: Table
+    head: Table
+    rule: screen.Rule
+
+
 class Sums(Protocol):
     """Sums of 8-bit rows, a centroid each."""
 
@@ -77,6 +88,12 @@ class Kernel(Protocol):
         """Number of the centroid with the largest x.c - price, int32 (B,); ties go to the lower number.
 
         `price_K` is int32, within +-2^29.
+        """
+
+    def nearest_screened(self, rows_BP: Tensor, screened: Screen, price_K: Tensor) -> tuple[Tensor, Tensor]:
+        """`nearest` among the centroids that an eighth of the products leaves, with the same bits from every kernel.
+
+        Also the number of rows that took all products, int64 ().
         """
 
     def lanes(self, rows_BP: Tensor, table: Table) -> tuple[Tensor, Tensor]:
@@ -154,6 +171,25 @@ class VnniKernel:
         _on_threads(len(rows), lambda part: vnni.nearest(rows[part], table.packed, price, code[part]))
         return torch.from_numpy(code)
 
+    def nearest_screened(self, rows_BP: Tensor, screened: Screen, price_K: Tensor) -> tuple[Tensor, Tensor]:
+        """The remaining products are taken centroid by centroid."""
+        rule, whole = screened.rule, screened.whole
+        head_price = rule.first_price(price_K)
+        end = (price_K - head_price + 128 * rule.rest_K).numpy()
+        code, rows = np.empty(len(rows_BP), np.int32), rows_BP.numpy()
+        arguments = (
+            screened.head.packed,
+            _panel_prices(screened.head, head_price.numpy()),
+            whole.units_KP.contiguous().numpy(),
+            end,
+            whole.packed,
+            _panel_prices(whole, price_K.numpy()),
+            rule.margin,
+            rule.limit,
+        )
+        took_all = _on_threads(len(rows), lambda part: screen.nearest(rows[part], *arguments, code[part]))
+        return torch.from_numpy(code), torch.tensor(sum(took_all))
+
     def lanes(self, rows_BP: Tensor, table: Table) -> tuple[Tensor, Tensor]:
         """The lanes are those of the vector registers."""
         price = _panel_prices(table, np.zeros(len(table), np.int32))
@@ -194,6 +230,21 @@ class TorchKernel:
             codes.append((scores.to(torch.int32) - price_K).max(1)[1].to(torch.int32))
         return torch.cat(codes) if codes else rows_BP.new_zeros(0, dtype=torch.int32)
 
+    def nearest_screened(self, rows_BP: Tensor, screened: Screen, price_K: Tensor) -> tuple[Tensor, Tensor]:
+        """All products, and the rule applied to them: this spares nothing."""
+        rule, codes = screened.rule, []
+        head_price = rule.first_price(price_K)
+        took_all = torch.zeros((), dtype=torch.int64, device=rows_BP.device)
+        for rows in rows_BP.split(_chunk(screened.whole)):
+            head = self._scores(rows[:, : rule.first].contiguous(), screened.head).to(torch.int32) - head_price
+            left_out = head < head.amax(1, keepdim=True) - rule.margin
+            too_many = len(price_K) - left_out.sum(1) > rule.limit
+            scores = self._scores(rows, screened.whole).to(torch.int32) - price_K
+            scores.masked_fill_(left_out & ~too_many[:, None], torch.iinfo(torch.int32).min)
+            codes.append(scores.max(1)[1].to(torch.int32))
+            took_all += too_many.sum()
+        return torch.cat(codes) if codes else rows_BP.new_zeros(0, dtype=torch.int32), took_all
+
     def lanes(self, rows_BP: Tensor, table: Table) -> tuple[Tensor, Tensor]:
         """The first best of every 16th centroid."""
         count = len(table)
@@ -222,6 +273,12 @@ class TorchKernel:
         rows = torch.nn.functional.pad(rows_BP, (0, 0, 0, max(0, 32 - len(rows_BP))))
         scores: Tensor = torch._int_mm(rows, table.packed)[: len(rows_BP), : len(table)]
         return scores
+
+
+def screened(kernel: Kernel, table: Table) -> Screen:
+    """A table of a kernel, ready for `nearest_screened`."""
+    rule = screen.Rule.of(table.units_KP)
+    return Screen(table, kernel.table(table.units_KP[:, : rule.first].contiguous()), rule)
 
 
 def choose(name: KernelName, device: torch.device, width: int) -> Kernel:

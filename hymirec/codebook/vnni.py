@@ -11,6 +11,7 @@ B rows  P padded width (a multiple of 4)  K centroids, in panels of 32
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -28,8 +29,8 @@ BLOCK_ROWS = 16 * TILE_ROWS
 # The score of a centroid that is not there.
 ABSENT = -(2**30)
 
-_I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
-_VECTOR = ir.VectorType(_I32, LANES)
+I32, I64 = ir.IntType(32), ir.IntType(64)
+VECTOR = ir.VectorType(I32, LANES)
 
 
 def available() -> bool:
@@ -38,61 +39,96 @@ def available() -> bool:
     return bool(features.get("avx512vnni") and features.get("avx512f"))
 
 
-def _codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-    """IR of one tile. Arguments are addresses and counts, all int64."""
-    rows, stride, panel, steps, price, best, code, first = args
-    llvm.initialize_native_asmparser()
-    pointer, columns = _VECTOR.as_pointer(), range(PANEL // LANES)
+class Emitter:
+    """LLVM instructions on vectors of 16 32-bit lanes, at addresses that are int64."""
 
-    def word(value: int) -> Any:
-        return ir.Constant(_I64, value)
+    def __init__(self, builder: Any) -> None:
+        llvm.initialize_native_asmparser()
+        self.b = builder
+        self._multiply_add = ir.InlineAsm(
+            ir.FunctionType(VECTOR, [VECTOR] * 3), "vpdpbusd $3, $2, $0", "=v,0,v,v", side_effect=False
+        )
 
-    def load(address: Any, offset: Any) -> Any:
-        loaded = b.load(b.inttoptr(b.add(address, offset), pointer))
+    def at(self, address: Any, offset: Any, kind: Any = VECTOR) -> Any:
+        """The pointer to what lies `offset` bytes (a number or a value) from an address."""
+        offset = ir.Constant(I64, offset) if isinstance(offset, int) else offset
+        return self.b.inttoptr(self.b.add(address, offset), kind.as_pointer())
+
+    def load(self, address: Any, offset: Any, kind: Any = VECTOR) -> Any:
+        """A vector, or another kind of value, that need not be aligned."""
+        loaded = self.b.load(self.at(address, offset, kind))
         loaded.align = 4
         return loaded
 
-    def spread(scalar: Any) -> Any:
-        one = b.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, ir.Constant(_I32, 0))
-        return b.shuffle_vector(one, one, ir.Constant(_VECTOR, [0] * LANES))
+    def store(self, value: Any, address: Any, offset: Any) -> None:
+        """The other way."""
+        self.b.store(value, self.at(address, offset)).align = 4
 
-    multiply_add = ir.InlineAsm(
-        ir.FunctionType(_VECTOR, [_VECTOR] * 3), "vpdpbusd $3, $2, $0", "=v,0,v,v", side_effect=False
-    )
-    start = [b.sub(ir.Constant(_VECTOR, [0] * LANES), load(price, word(64 * c))) for c in columns]
-    offsets = [b.mul(stride, word(r)) for r in range(TILE_ROWS)]
-    before, loop, after = b.block, b.append_basic_block("loop"), b.append_basic_block("after")
-    b.branch(loop)
+    def constant(self, lanes: list[int]) -> Any:
+        """A vector of 16 constants."""
+        return ir.Constant(VECTOR, lanes)
 
-    b.position_at_end(loop)
-    step = b.phi(_I64)
-    step.add_incoming(word(0), before)
-    sums = [[b.phi(_VECTOR) for _ in columns] for _ in range(TILE_ROWS)]
-    centroids = [load(panel, b.add(b.mul(step, word(64 * len(columns))), word(64 * c))) for c in columns]
-    added = []
-    for r in range(TILE_ROWS):
-        four = b.load(b.inttoptr(b.add(rows, b.add(offsets[r], b.mul(step, word(4)))), _I32.as_pointer()))
-        four.align = 4
-        row = spread(four)
-        added.append([b.call(multiply_add, [sums[r][c], centroids[c], row]) for c in columns])
-    following = b.add(step, word(1))
-    step.add_incoming(following, loop)
-    for r in range(TILE_ROWS):
-        for c in columns:
-            sums[r][c].add_incoming(start[c], before)
-            sums[r][c].add_incoming(added[r][c], loop)
-    b.cbranch(b.icmp_signed("<", following, steps), loop, after)
+    def spread(self, scalar: Any) -> Any:
+        """16 times the same number."""
+        one = self.b.insert_element(ir.Constant(VECTOR, ir.Undefined), scalar, ir.Constant(I32, 0))
+        return self.b.shuffle_vector(one, one, self.constant([0] * LANES))
 
-    b.position_at_end(after)
-    lane = b.add(spread(b.trunc(first, _I32)), ir.Constant(_VECTOR, list(range(LANES))))
-    codes = [b.add(lane, ir.Constant(_VECTOR, [LANES * c] * LANES)) for c in columns]
+    def multiply_add(self, total: Any, unsigned: Any, signed: Any) -> Any:
+        """Each lane plus the products of its four unsigned with its four signed bytes."""
+        return self.b.call(self._multiply_add, [total, unsigned, signed])
+
+    def loop(self, steps: Any, start: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
+        """What becomes of `start` after `steps` >= 1 rounds of `body(step, values)`."""
+        b, zero = self.b, ir.Constant(I64, 0)
+        before, loop, after = b.block, b.append_basic_block("loop"), b.append_basic_block("after")
+        b.branch(loop)
+        b.position_at_end(loop)
+        step, values = b.phi(I64), [b.phi(value.type) for value in start]
+        step.add_incoming(zero, before)
+        results = body(step, values)
+        following = b.add(step, ir.Constant(I64, 1))
+        step.add_incoming(following, loop)
+        for value, first, result in zip(values, start, results, strict=True):
+            value.add_incoming(first, before)
+            value.add_incoming(result, loop)
+        b.cbranch(b.icmp_signed("<", following, steps), loop, after)
+        b.position_at_end(after)
+        return results
+
+
+def tile_scores(emit: Emitter, rows: Any, stride: Any, panel: Any, steps: Any, price: Any) -> list[list[Any]]:
+    """Scores of 12 rows (address, bytes a row) with one panel: for each row two vectors, in registers."""
+    b, columns = emit.b, range(PANEL // LANES)
+    start = [b.sub(emit.constant([0] * LANES), emit.load(price, 64 * c)) for c in columns]
+    offsets = [b.mul(stride, ir.Constant(I64, r)) for r in range(TILE_ROWS)]
+
+    def multiply(step: Any, sums: list[Any]) -> list[Any]:
+        panel_step = b.add(panel, b.mul(step, ir.Constant(I64, 64 * len(columns))))
+        centroids = [emit.load(panel_step, 64 * c) for c in columns]
+        added = []
+        for r in range(TILE_ROWS):
+            row = emit.spread(emit.load(rows, b.add(offsets[r], b.mul(step, ir.Constant(I64, 4))), I32))
+            added += [emit.multiply_add(sums[len(columns) * r + c], centroids[c], row) for c in columns]
+        return added
+
+    flat = emit.loop(steps, start * TILE_ROWS, multiply)
+    return [flat[len(columns) * r : len(columns) * (r + 1)] for r in range(TILE_ROWS)]
+
+
+def _codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+    """IR of one tile. Arguments are addresses and counts, all int64."""
+    rows, stride, panel, steps, price, best, code, first = args
+    emit = Emitter(b)
+    scores = tile_scores(emit, rows, stride, panel, steps, price)
+    lane = b.add(emit.spread(b.trunc(first, I32)), emit.constant(list(range(LANES))))
+    codes = [b.add(lane, emit.constant([LANES * c] * LANES)) for c in range(PANEL // LANES)]
     for r in range(TILE_ROWS):
-        top, which = load(best, word(64 * r)), load(code, word(64 * r))
-        for c in columns:
-            better = b.icmp_signed(">", added[r][c], top)
-            top, which = b.select(better, added[r][c], top), b.select(better, codes[c], which)
-        for value, address in ((top, best), (which, code)):
-            b.store(value, b.inttoptr(b.add(address, word(64 * r)), pointer)).align = 4
+        top, which = emit.load(best, 64 * r), emit.load(code, 64 * r)
+        for score, number in zip(scores[r], codes, strict=True):
+            better = b.icmp_signed(">", score, top)
+            top, which = b.select(better, score, top), b.select(better, number, which)
+        emit.store(top, best, 64 * r)
+        emit.store(which, code, 64 * r)
     return context.get_dummy_value()
 
 
@@ -151,6 +187,25 @@ def _sweep(
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def block_nearest(
+    block: NDArray[np.int8],
+    rows: int,
+    panels: NDArray[np.uint8],
+    price: NDArray[np.int32],
+    best: NDArray[np.int32],
+    code: NDArray[np.int32],
+) -> None:
+    """`nearest` of the first rows of a block; a row's answer comes to lie in the first of its 16 codes."""
+    _sweep(block, rows, panels, price, best, code)
+    for i in range(rows):
+        top, which = best[i, 0], code[i, 0]
+        for lane in range(1, LANES):
+            if best[i, lane] > top or (best[i, lane] == top and code[i, lane] < which):
+                top, which = best[i, lane], code[i, lane]
+        code[i, 0] = which
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def nearest(
     rows_BP: NDArray[np.int8],
     panels: NDArray[np.uint8],
@@ -164,13 +219,8 @@ def nearest(
     for start in range(0, count, BLOCK_ROWS):
         rows = min(BLOCK_ROWS, count - start)
         block[:rows] = rows_BP[start : start + rows]
-        _sweep(block, rows, panels, price, best, code)
-        for i in range(rows):
-            top, which = best[i, 0], code[i, 0]
-            for lane in range(1, LANES):
-                if best[i, lane] > top or (best[i, lane] == top and code[i, lane] < which):
-                    top, which = best[i, lane], code[i, lane]
-            code_B[start + i] = which
+        block_nearest(block, rows, panels, price, best, code)
+        code_B[start : start + rows] = code[:rows, 0]
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]

@@ -39,7 +39,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         index = np.arange(start, min(start + PART_ROWS, 300), dtype=np.int32)
         write_vectors(run / "embeddings" / part_name(number), index, rows[index])
     vectors = read_vectors(run / "embeddings")
-    config = CodebookConfig(layers=2, centroids=32, iterations=4)
+    config = CodebookConfig(layers=2, centroids=32, iterations=4, magnitudes="float16")
     fit_codebook(vectors, np.arange(300), config, 1, IdentityReducer()).save_pretrained(run / "codebook")
     codebook = ResidualCodebook.from_pretrained(run / "codebook")
     for part in sorted((run / "embeddings").iterdir()):
