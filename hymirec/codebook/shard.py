@@ -26,7 +26,7 @@ from hymirec.codebook.rotation import Rotation
 
 MEBIBYTE = 1 << 20
 # Bytes of a slice that are in work at a time.
-CHUNK_BYTES = 64 * MEBIBYTE
+CHUNK_BYTES = 16 * MEBIBYTE
 
 
 class Shard:
@@ -54,10 +54,13 @@ class Shard:
         return len(self.rows)
 
     def chunks(self, number: int) -> Iterator[Tensor]:
-        """The rows of a slice, about 64 MiB at a time when they lie on disk."""
+        """The rows of a slice, about 16 MiB at a time when they lie on disk."""
         rows = self.rows[number]
         if len(rows):
-            yield from rows.split(max(1, CHUNK_BYTES // self.width)) if self.on_disk else [rows]
+            yield from self._split(rows) if self.on_disk else [rows]
+
+    def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return rows.split(max(1, CHUNK_BYTES // self.width))
 
     def checksum(self) -> int:
         """Sum of all components; with the number of rows it tells one fit's rows from another's."""
@@ -68,7 +71,8 @@ class Shard:
         price = torch.zeros(len(table), dtype=torch.int32, device=self.device)
         for number in range(self.slices):
             kept, hashes = 0, self.hashes[number]
-            for chunk, first in _with_offsets(self.chunks(number)):
+            # Rows are 4 bytes a component while they are projected.
+            for chunk, first in _with_offsets(self._split(self.rows[number])):
                 left = project_rows(chunk, kernel.nearest(chunk, table, price), table.units_KP, length)
                 alive = (left != 0).any(1)
                 some = left if bool(alive.all()) else left[alive]
