@@ -5,7 +5,9 @@ number: every worker assigns its part of a slice, the K counts are added up over
 move before the next slice, so a centroid that draws too many rows grows dearer while the pass still runs. The K x P
 sums are added up once, at the end. Everything that is added up is an integer and prices are computed from the
 totals, so centroids and prices are the same bits for any number of workers.
-Cost: one 8-bit product of all rows with the centroids; prices and argmax ride in it.
+Cost: one 8-bit product of all rows with the centroids; prices and argmax ride in it. Wide rows are screened
+(`screen.py`), which spares most of it where rows have a few near centroids; where the first slice shows that they have
+not, the rest of the pass takes all products.
 
 n rows of this worker  P padded width  K centroids
 """
@@ -17,9 +19,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hymirec.codebook.kernels import Kernel
+from hymirec.codebook.kernels import Kernel, screened
 from hymirec.codebook.reduce import Reducer
+from hymirec.codebook.screen import worthwhile
 from hymirec.codebook.shard import Shard
+
+# Share of a slice's rows that take all products above which screening ends.
+MOST_WHOLE = 0.75
 
 
 @dataclass(frozen=True)
@@ -49,14 +55,23 @@ def run_pass(
     device = units_KP.device
     total = int(reducer.sum_(torch.tensor([len(shard)], device=device)))
     table, sums = kernel.table(units_KP), kernel.sums(count, width)
+    screen = screened(kernel, table) if worthwhile(count, width) else None
     counts = torch.zeros(count, dtype=torch.int64, device=device)
     for number in range(shard.slices):
         whole_price = (price_K * length**2).round().to(device, torch.int32)
         load = torch.zeros_like(counts)
+        took_all = torch.zeros(2, dtype=torch.int64, device=device)
         for rows in shard.chunks(number):
-            code = kernel.nearest(rows, table, whole_price)
+            if screen is None:
+                code = kernel.nearest(rows, table, whole_price)
+            else:
+                code, whole = kernel.nearest_screened(rows, screen, whole_price)
+                took_all += torch.stack([whole, torch.full_like(whole, len(rows))])
             sums.add(rows, code)
             load += torch.bincount(code, minlength=count)
+        if screen is not None and number == 0:
+            whole_rows, all_rows = reducer.sum_(took_all).tolist()
+            screen = screen if whole_rows <= MOST_WHOLE * all_rows else None
         if step:
             load = reducer.sum_(load)
             price_K = moved(price_K, load.cpu(), total, step)

@@ -174,7 +174,7 @@ class VnniKernel:
     def nearest_screened(self, rows_BP: Tensor, screened: Screen, price_K: Tensor) -> tuple[Tensor, Tensor]:
         """The remaining products are taken centroid by centroid."""
         rule, whole = screened.rule, screened.whole
-        head_price = rule.first_price(price_K)
+        head_price = rule.head_price(price_K)
         end = (price_K - head_price + 128 * rule.rest_K).numpy()
         code, rows = np.empty(len(rows_BP), np.int32), rows_BP.numpy()
         arguments = (
@@ -184,7 +184,9 @@ class VnniKernel:
             end,
             whole.packed,
             _panel_prices(whole, price_K.numpy()),
-            rule.margin,
+            rule.mean_P.numpy(),
+            rule.square + rule.mean_square,
+            rule.deviations,
             rule.limit,
         )
         took_all = _on_threads(len(rows), lambda part: screen.nearest(rows[part], *arguments, code[part]))
@@ -233,11 +235,11 @@ class TorchKernel:
     def nearest_screened(self, rows_BP: Tensor, screened: Screen, price_K: Tensor) -> tuple[Tensor, Tensor]:
         """All products, and the rule applied to them: this spares nothing."""
         rule, codes = screened.rule, []
-        head_price = rule.first_price(price_K)
+        head_price = rule.head_price(price_K)
         took_all = torch.zeros((), dtype=torch.int64, device=rows_BP.device)
         for rows in rows_BP.split(_chunk(screened.whole)):
             head = self._scores(rows[:, : rule.first].contiguous(), screened.head).to(torch.int32) - head_price
-            left_out = head < head.amax(1, keepdim=True) - rule.margin
+            left_out = head < head.amax(1, keepdim=True) - rule.margin(rows)[:, None]
             too_many = len(price_K) - left_out.sum(1) > rule.limit
             scores = self._scores(rows, screened.whole).to(torch.int32) - price_K
             scores.masked_fill_(left_out & ~too_many[:, None], torch.iinfo(torch.int32).min)
