@@ -78,12 +78,12 @@ def greedy_equal(x: NDArray[np.float32]) -> ResidualCodebook:
         centroids = unit[torch.from_numpy(np.random.default_rng(0).choice(rows, CENTROIDS, replace=False))].clone()
         share = rows // CENTROIDS
         for _ in range(PASSES):
-            free = torch.ones(rows, dtype=torch.bool)
+            scores_KN = centroids @ unit.T
+            taken_N = torch.zeros(rows)
             code = torch.full((rows,), CENTROIDS - 1)
             for k in range(CENTROIDS - 1):
-                at = free.nonzero()[:, 0]
-                taken = at[(unit[at] @ centroids[k]).topk(share)[1]]
-                code[taken], free[taken] = k, False
+                nearest = (scores_KN[k] + taken_N).topk(share)[1]
+                code[nearest], taken_N[nearest] = k, -torch.inf
             sums = torch.zeros_like(centroids).index_add_(0, code, unit)
             centroids = torch.nn.functional.normalize(sums, dim=1)
         found.append(centroids)

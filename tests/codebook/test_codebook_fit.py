@@ -44,7 +44,7 @@ def mean_cosine(codebook: ResidualCodebook, rows: NDArray[np.float32]) -> float:
 
 
 @pytest.mark.parametrize("balance", ["prices", "none"])
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, 4])
 def test_any_number_of_workers_gives_the_same_bits(world: int, balance: str) -> None:
     rows = clustered(700, 20)
     config = CONFIG.model_copy(update={"balance": balance})
