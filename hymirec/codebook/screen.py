@@ -45,6 +45,8 @@ LEAST_CENTROIDS = 256
 # A row takes all products where screening keeps more than one in so many centroids.
 KEPT_SHARE = 16
 DEVIATIONS = 3
+# Rows that become wider numbers at a time.
+CHUNK_ROWS = 256
 # Bytes of partial scores in work at a time: they stay in the processor's caches.
 SCORE_BYTES = 1 << 21
 
@@ -74,24 +76,25 @@ class Rule:
         count, width = units_KP.shape
         # The rest is a multiple of 64 bytes.
         first = width % 64 + (width // 8 - width % 64 + 32) // 64 * 64
-        total = units_KP.sum(0, dtype=torch.int64)
-        mean = torch.div(2 * total + count, 2 * count, rounding_mode="floor")
-        squares = sum(int((units.int() ** 2).sum(dtype=torch.int64)) for units in units_KP.split(4096))
+        units = units_KP.contiguous().cpu().numpy()
+        total, square = _totals(units)
+        mean = (2 * total + count) // (2 * count)
+        with_mean, head_with_mean, rest = (np.empty(count, np.int32) for _ in range(3))
+        _products(units, mean.astype(np.int32), first, with_mean, head_with_mean, rest)
         # |c_i - c_j|^2, added up over all ordered pairs.
-        distances = 2 * (count * squares - int((total**2).sum()))
+        distances = 2 * (count * square - int((total**2).sum()))
         variance = first * (width - first) * distances / (width**3 * count * max(1, count - 1))
-        products = [_products(units, mean) for units in (units_KP[:, :first], units_KP)]
-        share = torch.div(products[1].long() * first, width, rounding_mode="floor").to(torch.int32) - products[0]
+        share = (with_mean.astype(np.int64) * first // width - head_with_mean).astype(np.int32)
         return cls(
             width,
             first,
-            mean.to(torch.int8),
+            torch.from_numpy(mean.astype(np.int8)).to(units_KP.device),
             int((mean**2).sum()),
-            squares // count,
+            square // count,
             DEVIATIONS * math.sqrt(variance),
             count // KEPT_SHARE,
-            share,
-            units_KP[:, first:].sum(1, dtype=torch.int32),
+            torch.from_numpy(share).to(units_KP.device),
+            torch.from_numpy(rest).to(units_KP.device),
         )
 
     def head_price(self, price_K: Tensor) -> Tensor:
@@ -101,14 +104,10 @@ class Rule:
 
     def margin(self, rows_BP: Tensor) -> Tensor:
         """How far from its best partial score a row keeps a centroid, int32 (B,)."""
-        square = self.square + self.mean_square - 2 * _products(rows_BP, self.mean_P).double()
+        # Whole numbers of this size are exact in fp64, whatever the order of a sum.
+        product = torch.cat([rows.double() @ self.mean_P.double() for rows in rows_BP.split(CHUNK_ROWS)])
+        square = self.square + self.mean_square - 2 * product
         return (square.clamp(min=0).sqrt() * self.deviations).to(torch.int32) + 1
-
-
-def _products(rows_BP: Tensor, other_P: Tensor) -> Tensor:
-    """int32 (B,), chunk by chunk."""
-    other = other_P[: rows_BP.shape[1]].to(torch.int32)
-    return torch.cat([(rows.to(torch.int32) * other).sum(1, dtype=torch.int32) for rows in rows_BP.split(4096)])
 
 
 def worthwhile(count: int, width: int) -> bool:
@@ -189,6 +188,39 @@ _partial_tile: Any = intrinsic(_typed_partial_tile)
 _kept: Any = intrinsic(_typed_kept)
 _lowest_bit: Any = intrinsic(_typed_lowest_bit)
 _product: Any = intrinsic(_typed_product)
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _totals(units_KP: NDArray[np.int8]) -> tuple[NDArray[np.int64], int]:
+    """Sums of all components (P,), and of all squares."""
+    total, square = np.zeros(units_KP.shape[1], np.int64), 0
+    for k in range(len(units_KP)):
+        length = np.int32(0)
+        for p in range(len(total)):
+            total[p] += units_KP[k, p]
+            length += np.int32(units_KP[k, p]) * np.int32(units_KP[k, p])
+        square += length
+    return total, square
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _products(
+    units_KP: NDArray[np.int8],
+    mean_P: NDArray[np.int32],
+    first: int,
+    whole_K: NDArray[np.int32],
+    head_K: NDArray[np.int32],
+    rest_K: NDArray[np.int32],
+) -> None:
+    """Products with the mean, with its first components, and sums of the other components."""
+    for k in range(len(units_KP)):
+        head, tail, rest = np.int32(0), np.int32(0), np.int32(0)
+        for p in range(first):
+            head += np.int32(units_KP[k, p]) * mean_P[p]
+        for p in range(first, len(mean_P)):
+            tail += np.int32(units_KP[k, p]) * mean_P[p]
+            rest += np.int32(units_KP[k, p])
+        whole_K[k], head_K[k], rest_K[k] = head + tail, head, rest
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]

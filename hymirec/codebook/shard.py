@@ -60,7 +60,8 @@ class Shard:
             yield from self._split(rows) if self.on_disk else [rows]
 
     def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
-        return rows.split(max(1, CHUNK_BYTES // self.width))
+        parts: tuple[Tensor, ...] = rows.split(max(1, CHUNK_BYTES // self.width))
+        return parts
 
     def checksum(self) -> int:
         """Sum of all components; with the number of rows it tells one fit's rows from another's."""

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from bench_kit import Figure, main, value
 from numpy.typing import NDArray
+from titles import CACHE, title_vectors
 
 from hymirec.codebook import IdentityReducer, ResidualCodebook, fit_codebook
 from hymirec.config import CodebookConfig
-from titles import CACHE, title_vectors
 
 LAYERS, CENTROIDS, PASSES = 3, 1024, 10
 SMALL_ROWS, SMALL_WIDTH, SMALL_CENTROIDS, SMALL_PASSES = 5000, 64, 50, 15

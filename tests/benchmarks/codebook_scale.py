@@ -125,15 +125,17 @@ def main() -> None:
     memory = Memory()
     parts = -(-args.items // PART_ROWS)
     make = timed(
-        lambda: ray.data.range(parts, override_num_blocks=parts)
-        .map_batches(
-            Parts,
-            fn_constructor_args=(str(run / "embeddings"), args.items, args.width),
-            batch_size=1,
-            concurrency=2,
-            num_cpus=0.5,
+        lambda: (
+            ray.data.range(parts, override_num_blocks=parts)
+            .map_batches(
+                Parts,
+                fn_constructor_args=(str(run / "embeddings"), args.items, args.width),
+                batch_size=1,
+                concurrency=2,
+                num_cpus=0.5,
+            )
+            .materialize()
         )
-        .materialize()
     )
     fit = timed(lambda: codebook_step(config, run, run / "codebook", "s" * 64))
     code = timed(lambda: codes_step(config, run, run / "codes"))
