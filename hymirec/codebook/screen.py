@@ -199,7 +199,7 @@ def _totals(units_KP: NDArray[np.int8]) -> tuple[NDArray[np.int64], int]:
         for p in range(len(total)):
             total[p] += units_KP[k, p]
             length += np.int32(units_KP[k, p]) * np.int32(units_KP[k, p])
-        square += length
+        square += int(length)
     return total, square
 
 
