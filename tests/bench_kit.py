@@ -7,7 +7,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 ROUNDS = 5
@@ -58,7 +58,7 @@ def value(figure: str, ours: float, peer: float, goal: float, unit: str, at_leas
     }
 
 
-def main(figures: Callable[[], list[Figure]]) -> None:
+def main(figures: Callable[[], Iterable[Figure]]) -> None:
     """Print every figure; `--json FILE` appends one object a line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", type=Path)
@@ -67,6 +67,7 @@ def main(figures: Callable[[], list[Figure]]) -> None:
         verdict = "ok" if row["ok"] else "NOT reached"
         times = f"ours {row['ours']} {row['unit']}, peer {row['peer']} {row['unit']}, ratio {row['ratio']}"
         sys.stdout.write(f"{row['figure']}: {times} (goal {row['goal']}, {verdict}), spread {row['spread']}\n")
+        sys.stdout.flush()
         if target is not None:
             with target.open("a") as f:
                 f.write(json.dumps(row) + "\n")

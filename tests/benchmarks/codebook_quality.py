@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -149,16 +150,16 @@ def strict_codes(codebook: ResidualCodebook, x: NDArray[np.float32], capacity: i
     return equal_codes((scores * 2**20).astype(np.int64), capacity)
 
 
-def figures() -> list[Figure]:
-    """Clustered rows, then real titles."""
+def figures() -> Iterator[Figure]:
+    """A small set, clustered rows, then real titles."""
     torch.set_num_threads(2)
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((3000, 256))
     which = (len(centres) * rng.random(100_000) ** 2).astype(int)
     x = (centres[which] + rng.standard_normal((100_000, 256))).astype(np.float32)
-    found = small_set() + balance_of(x, "100,000 clustered rows x 256")
-    titles = title_vectors()
-    return found + balance_of(titles[:100_000].astype(np.float32), "100,000 titles x 384")
+    yield from small_set()
+    yield from balance_of(x, "100,000 clustered rows x 256")
+    yield from balance_of(title_vectors()[:100_000].astype(np.float32), "100,000 titles x 384")
 
 
 if __name__ == "__main__":
