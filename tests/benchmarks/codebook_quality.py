@@ -23,7 +23,7 @@ from titles import CACHE, title_vectors
 from hymirec.codebook import IdentityReducer, ResidualCodebook, fit_codebook
 from hymirec.config import CodebookConfig
 
-LAYERS, CENTROIDS, PASSES = 3, 1024, 10
+LAYERS, CENTROIDS, PASSES = 3, 1024, 12
 SMALL_ROWS, SMALL_WIDTH, SMALL_CENTROIDS, SMALL_PASSES = 5000, 64, 50, 15
 
 
@@ -155,7 +155,7 @@ def figures() -> Iterator[Figure]:
     torch.set_num_threads(2)
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((3000, 256))
-    which = (len(centres) * rng.random(100_000) ** 2).astype(int)
+    which = rng.integers(0, len(centres), 100_000)
     x = (centres[which] + rng.standard_normal((100_000, 256))).astype(np.float32)
     yield from small_set()
     yield from balance_of(x, "100,000 clustered rows x 256")
