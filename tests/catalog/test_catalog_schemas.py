@@ -12,7 +12,7 @@ import pytest
 from hymirec.catalog.normalise import Tables
 from hymirec.catalog.parts import part_name, part_paths, write_table
 from hymirec.catalog.prepare import prepare
-from hymirec.catalog.schemas import codes_schema, id_type, items_schema, sequences_schema, vectors_schema
+from hymirec.catalog.schemas import LAYOUT, codes_schema, id_type, items_schema, sequences_schema, vectors_schema
 from hymirec.catalog.vectors import write_vectors
 from hymirec.config import DataConfig
 from hymirec.errors import ArtifactMissingError
@@ -32,16 +32,16 @@ def test_prepared_files_have_their_schemas(tmp_path: Path, strings: bool) -> Non
     assert [f.type for f in stored] == [f.type for f in sequences_schema(kind)]
 
 
-def test_vectors_and_codes_are_fixed_size_lists(tmp_path: Path) -> None:
+def test_vectors_are_fixed_size_lists_and_codes_packed_rows_that_tell_their_layout(tmp_path: Path) -> None:
     write_vectors(tmp_path / part_name(0), np.arange(2, dtype=np.int32), np.ones((2, 4), np.float32))
     assert [f.type for f in pq.read_schema(tmp_path / part_name(0))] == [f.type for f in vectors_schema(4)]
-    schema = codes_schema(3, "float16")
-    rows = pa.table(
-        {"index": pa.array([0], pa.int32()), "codes": [[1, 2, 65_535]], "magnitudes": [np.ones(3, np.float16)]},
-    ).cast(schema)
-    write_table(tmp_path / "codes.parquet", rows)
-    assert pq.read_table(tmp_path / "codes.parquet")["codes"].to_pylist() == [[1, 2, 65_535]]
-    assert codes_schema(2, "float32").field("magnitudes").type.value_type == pa.float32()
+    schema = codes_schema(3, b'{"layers": 2}')
+    columns = [pa.array([0], pa.int32()), pa.array([b"\x00\x01\xff"], pa.binary(3))]
+    write_table(tmp_path / "codes.parquet", pa.table(columns, schema=schema))
+    stored = pq.read_table(tmp_path / "codes.parquet")
+    assert stored["codes"].to_pylist() == [b"\x00\x01\xff"]
+    assert stored.schema.metadata[LAYOUT] == b'{"layers": 2}'
+    assert stored.schema.field("codes").type == pa.binary(3)
 
 
 def test_parts_are_in_order_of_their_number_and_remains_are_not_parts(tmp_path: Path) -> None:
