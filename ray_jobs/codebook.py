@@ -111,9 +111,7 @@ def _batches() -> Iterator[tuple[torch.Tensor, NDArray[np.int64]]]:
 def _write_timing(out: Path, reducer: Reducer, device: torch.device, facts: dict[str, Any]) -> None:
     """What the fit took, with the peak memory of the largest worker; beside the artifact, no part of it."""
     peak = torch.tensor([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss])
-    largest = int(
-        reducer.gather(peak.to("cuda" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu")).max()
-    )
+    largest = int(reducer.gather(peak.to(device)).max())
     if reducer.rank == 0:
         write_json(out / TIMING_FILE, {"workers": reducer.world, "peak_rss_mb": largest // 1024, **facts})
 

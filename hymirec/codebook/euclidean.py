@@ -11,7 +11,6 @@ n rows of this worker  N rows  D width  L layers  K centroids
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,27 +18,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from hymirec.artifacts import read_json, write_atomic
 from hymirec.catalog.parts import read_table, to_numpy
 from hymirec.catalog.schemas import INDEX
 from hymirec.catalog.vectors import read_vectors
 from hymirec.codebook.encode import write_codes_part
 from hymirec.codebook.exact import chunk_rows, exact_products, mix, norms, unit_length
+from hymirec.codebook.files import load_centroids, save_centroids
 from hymirec.codebook.magnitudes import UnitMagnitudes
 from hymirec.codebook.quantizer import ItemTable
 from hymirec.codebook.reduce import Reducer
 from hymirec.codebook.state import Usage
 from hymirec.codebook.table import ItemCodes
 from hymirec.config import CodebookConfig
-from hymirec.errors import ArtifactDamagedError, ArtifactMissingError, ModelError, NonFiniteEmbeddingError
+from hymirec.errors import ArtifactDamagedError, ModelError, NonFiniteEmbeddingError
 
 MODEL_TYPE = "hymirec_euclidean_codebook"
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "codebook.safetensors"
 
 
 class EuclideanCodebook:
@@ -127,11 +122,7 @@ class EuclideanCodebook:
 
     def save_pretrained(self, directory: Path | str) -> None:
         """Write config.json and codebook.safetensors; equal codebooks give equal bytes."""
-        path = Path(directory)
-        shape = {"layers": self.layers, "centroids": self.centroids, "width": self.width}
-        config = {"model_type": MODEL_TYPE, "format": 1, **shape, **self.info}
-        write_atomic(path / WEIGHTS_FILE, save({"centroids": self.centroids_LKD}, metadata={"format": "pt"}))
-        write_atomic(path / CONFIG_FILE, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+        save_centroids(Path(directory), MODEL_TYPE, self.info, {"centroids": self.centroids_LKD})
 
     @classmethod
     def from_pretrained(cls, directory: Path | str) -> EuclideanCodebook:
@@ -139,24 +130,8 @@ class EuclideanCodebook:
 
         Raises ArtifactMissingError, or ArtifactDamagedError when the two files do not fit each other.
         """
-        path = Path(directory)
-        config = read_json(path / CONFIG_FILE)
-        try:
-            centroids = load_file(path / WEIGHTS_FILE)["centroids"]
-        except FileNotFoundError as e:
-            raise ArtifactMissingError(f"{path / WEIGHTS_FILE} is not there; run the codebook step again") from e
-        except (SafetensorError, KeyError, OSError) as e:
-            raise ArtifactDamagedError(
-                f"{path / WEIGHTS_FILE} holds no codebook ({e}); delete the directory and run the codebook step again"
-            ) from e
-        known = {"model_type", "format", "layers", "centroids", "width"}
-        shape = tuple(config.get(name) for name in ("layers", "centroids", "width"))
-        if config.get("model_type") != MODEL_TYPE or config.get("format") != 1 or shape != tuple(centroids.shape):
-            raise ArtifactDamagedError(
-                f"{path}: {CONFIG_FILE} describes {config.get('model_type')!r} of shape {shape}, {WEIGHTS_FILE} holds "
-                f"{tuple(centroids.shape)}; delete the directory and run the codebook step again"
-            )
-        return cls(centroids, {key: value for key, value in config.items() if key not in known})
+        tensors, info = load_centroids(Path(directory), MODEL_TYPE)
+        return cls(tensors["centroids"], info)
 
 
 def fit_euclidean(

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# A product of two rows, and a price, each stay within this; their difference within 2^24.
+# A product of two rows stays within this.
 MAX_PRODUCT = 2**23
 MAX_WIDTH = 1 << 20
 # Rows that are converted to fp64 at a time.
@@ -74,21 +74,21 @@ def to_units(x_ND: Tensor) -> Tensor:
     return units
 
 
-def from_units(units_KD: Tensor) -> Tensor:
-    """Unit rows in fp32 (K, D) of integer directions; a zero row stays zero."""
-    x = units_KD.double()
-    norm = norms(x)[:, None]
-    return (x / torch.where(norm > 0, norm, torch.ones_like(norm))).float()
+def row_cosines(x_ND: Tensor, y_ND: Tensor) -> Tensor:
+    """Cosines of rows, fp64 (N,); 0 where either is zero."""
+    found = []
+    for x, y in zip(x_ND.split(CHUNK_ROWS), y_ND.split(CHUNK_ROWS), strict=True):
+        length = norms(x) * norms(y)
+        found.append(tree_sum(x.double() * y.double()) / torch.where(length > 0, length, 1.0))
+    return torch.cat(found)
 
 
-def exact_scores(units_BD: Tensor, table_DK: Tensor, price_K: Tensor | None = None) -> Tensor:
-    """Products of integer directions, fp32 (B, K), minus a price for each centroid. Every value is an exact integer.
+def exact_scores(units_BD: Tensor, table_DK: Tensor) -> Tensor:
+    """Products of integer directions, fp32 (B, K), every one an exact integer.
 
-    `table_DK` holds integer directions as fp32 columns; `price_K` integers within MAX_PRODUCT as fp32. Call inside
-    `exact_products()`.
+    `table_DK` holds integer directions as fp32 columns. Call inside `exact_products()`.
     """
-    rows = units_BD.to(torch.float32)
-    return rows @ table_DK if price_K is None else torch.addmm(price_K, rows, table_DK, beta=-1)
+    return units_BD.to(torch.float32) @ table_DK
 
 
 @contextmanager

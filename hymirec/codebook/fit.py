@@ -27,6 +27,7 @@ from hymirec.codebook.exact import mix, norms
 from hymirec.codebook.kernels import choose
 from hymirec.codebook.magnitudes import fit_magnitudes
 from hymirec.codebook.reduce import Reducer
+from hymirec.codebook.refit import refit_codebook
 from hymirec.codebook.residual import ResidualCodebook
 from hymirec.codebook.rotation import Rotation, quantised
 from hymirec.codebook.seeds import Seeds, first_seeds, given_seeds, new_seeds
@@ -126,7 +127,7 @@ class _Fit:
         started = time.monotonic()
         reader = _Reader(batches(), reducer, device, seed, config.magnitudes.startswith("lloyd"))
         self._rotation = Rotation(reader.width)
-        self._kernel = choose(config.kernel, device, self._rotation.padded)
+        self._kernel = choose(config.kernel, device)
         self._shard: Shard = build_shard(reader, self._rotation, config.slices, config.memory_mb, device)
         self._sample = reader.finish()
         totals = torch.tensor([reader.rows, self._shard.checksum()], device=device)
@@ -235,8 +236,6 @@ class _Fit:
         started = time.monotonic()
         codebook = ResidualCodebook(state.centroids_LKD.to(self._device), info)
         if config.joint_refits:
-            from hymirec.codebook.refit import refit_codebook
-
             codebook = refit_codebook(
                 codebook, self._rows, self._reducer, config.joint_refits, config.beam, self._kernel
             )

@@ -123,7 +123,7 @@ class _ColumnSums:
 
     def _add(self, rows: NDArray[np.int8], code: NDArray[np.int32]) -> None:
         sums = self._sums
-        _on_threads(rows.shape[1], lambda part: vnni.add_rows(rows[:, part], code, sums[:, part]), THREAD_COLUMNS)
+        on_threads(rows.shape[1], lambda part: vnni.add_rows(rows[:, part], code, sums[:, part]), THREAD_COLUMNS)
 
     def totals(self) -> Tensor:
         """All that was added."""
@@ -168,7 +168,7 @@ class VnniKernel:
         price = _panel_prices(table, price_K.numpy())
         code = np.empty(len(rows_BP), np.int32)
         rows = rows_BP.numpy()
-        _on_threads(len(rows), lambda part: vnni.nearest(rows[part], table.packed, price, code[part]))
+        on_threads(len(rows), lambda part: vnni.nearest(rows[part], table.packed, price, code[part]))
         return torch.from_numpy(code)
 
     def nearest_screened(self, rows_BP: Tensor, screened: Screen, price_K: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,7 +189,7 @@ class VnniKernel:
             rule.deviations,
             rule.limit,
         )
-        took_all = _on_threads(len(rows), lambda part: screen.nearest(rows[part], *arguments, code[part]))
+        took_all = on_threads(len(rows), lambda part: screen.nearest(rows[part], *arguments, code[part]))
         return torch.from_numpy(code), torch.tensor(sum(took_all))
 
     def lanes(self, rows_BP: Tensor, table: Table) -> tuple[Tensor, Tensor]:
@@ -197,7 +197,7 @@ class VnniKernel:
         price = _panel_prices(table, np.zeros(len(table), np.int32))
         score, code = (np.empty((len(rows_BP), LANES), np.int32) for _ in range(2))
         rows = rows_BP.numpy()
-        _on_threads(len(rows), lambda part: vnni.lanes(rows[part], table.packed, price, score[part], code[part]))
+        on_threads(len(rows), lambda part: vnni.lanes(rows[part], table.packed, price, score[part], code[part]))
         return torch.from_numpy(score), torch.from_numpy(code)
 
     def sums(self, count: int, width: int) -> Sums:
@@ -283,22 +283,23 @@ def screened(kernel: Kernel, table: Table) -> Screen:
     return Screen(table, kernel.table(table.units_KP[:, : rule.first].contiguous()), rule)
 
 
-def choose(name: KernelName, device: torch.device, width: int) -> Kernel:
+def choose(name: KernelName, device: torch.device) -> Kernel:
     """The kernel for a device: `auto` takes the fastest that gives the reference's answer here.
 
     Raises ModelError when `int8` is asked for and this processor has none, or when it computes wrongly.
     """
-    if name == "float32" and device.type == "cpu":
-        return TorchKernel(device)
+    reference = TorchKernel(torch.device("cpu"))
+    if name == "float32":
+        return reference
     fast: Kernel | None = TorchKernel(device) if device.type == "cuda" else VnniKernel() if vnni.available() else None
-    if fast is not None and width % 4 == 0 and _right(fast.name, device.type):
+    if fast is not None and _right(fast.name, device.type):
         return fast
     if name == "int8":
         raise ModelError(
             "codebook.kernel=int8 needs AVX-512 VNNI or a CUDA device that multiplies 8-bit integers exactly, and "
             "here is neither; set codebook.kernel=auto"
         )
-    return TorchKernel(torch.device("cpu"))
+    return reference
 
 
 @cache
@@ -330,7 +331,7 @@ def _panel_prices(table: Table, price: NDArray[np.int32]) -> NDArray[np.int32]:
     return whole
 
 
-def _on_threads(total: int, work: Callable[[slice], Any], least: int = THREAD_ROWS) -> list[Any]:
+def on_threads(total: int, work: Callable[[slice], Any], least: int = THREAD_ROWS) -> list[Any]:
     """`work` on slices of 0..total, one a torch thread (kernels release the interpreter's lock)."""
     threads = max(1, min(torch.get_num_threads(), total // least))
     parts = [slice(total * t // threads, total * (t + 1) // threads) for t in range(threads)]

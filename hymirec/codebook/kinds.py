@@ -11,12 +11,12 @@ from torch import Tensor
 
 from hymirec.artifacts import read_json
 from hymirec.codebook import euclidean, raw, residual
+from hymirec.codebook.files import CONFIG_FILE
 from hymirec.codebook.quantizer import ItemQuantizer
 from hymirec.codebook.reduce import Reducer
 from hymirec.config import CodebookConfig
 from hymirec.errors import ArtifactDamagedError, ConfigError
 
-CONFIG_FILE = "config.json"
 _KINDS: dict[str, Callable[[Path], ItemQuantizer]] = {
     residual.MODEL_TYPE: residual.ResidualCodebook.from_pretrained,
     euclidean.MODEL_TYPE: euclidean.EuclideanCodebook.from_pretrained,

@@ -7,7 +7,6 @@ N items  D width
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hymirec.artifacts import read_json, write_atomic
+from hymirec.artifacts import read_json
 from hymirec.catalog.parts import read_table, write_table
 from hymirec.catalog.schemas import EMBEDDING, INDEX
 from hymirec.catalog.vectors import read_vectors
+from hymirec.codebook.files import CONFIG_FILE, FORMAT, write_config
 from hymirec.codebook.quantizer import ItemTable
 from hymirec.errors import ArtifactDamagedError
 
 MODEL_TYPE = "hymirec_raw_vectors"
-CONFIG_FILE = "config.json"
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,7 @@ class RawVectors:
 
     def save_pretrained(self, directory: Path | str) -> None:
         """Write config.json, which is all there is."""
-        config = {"model_type": MODEL_TYPE, "format": 1, "width": self.width}
-        write_atomic(Path(directory) / CONFIG_FILE, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+        write_config(Path(directory), MODEL_TYPE, {"width": self.width})
 
     @classmethod
     def from_pretrained(cls, directory: Path | str) -> RawVectors:
@@ -135,7 +133,7 @@ class RawVectors:
         width = config.get("width")
         if (
             config.get("model_type") != MODEL_TYPE
-            or config.get("format") != 1
+            or config.get("format") != FORMAT
             or not isinstance(width, int)
             or width < 1
         ):

@@ -25,7 +25,7 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hymirec.codebook.kernels import Kernel, _on_threads
+from hymirec.codebook.kernels import Kernel, on_threads
 from hymirec.codebook.products import dot, subtract
 from hymirec.codebook.reduce import Reducer
 from hymirec.codebook.residual import ResidualCodebook
@@ -134,7 +134,7 @@ def _refit(codebook: ResidualCodebook, rows: Callable[[], Iterable[Tensor]], red
 def _totals(x_BP: Floats, codes_BL: Codes, magnitudes_BL: Floats, centroids_LKP: Floats) -> Tensor:
     """Sum of the cosines of rows and what they decode to, fixed-point, and how many rows are not zero, int64 (2,)."""
     cosines = np.zeros(len(x_BP))
-    _on_threads(
+    on_threads(
         len(x_BP), lambda part: _cosines(x_BP[part], codes_BL[part], magnitudes_BL[part], centroids_LKP, cosines[part])
     )
     return torch.tensor([int(np.rint(cosines * STEPS).astype(np.int64).sum()), int(x_BP.any(1).sum())])
@@ -149,7 +149,7 @@ def _add_columns(
     sums_KP: NDArray[np.int64],
 ) -> None:
     """Threads take columns, not rows: one table of sums serves all of them."""
-    _on_threads(
+    on_threads(
         x_BP.shape[1],
         lambda part: _add(x_BP, codes_BL, magnitudes_BL, centroids_LKP, layer, part.start, part.stop, sums_KP),
         THREAD_COLUMNS,

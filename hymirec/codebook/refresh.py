@@ -23,7 +23,7 @@ from hymirec.artifacts import write_atomic, write_json
 from hymirec.catalog.parts import part_paths, read_table, to_numpy
 from hymirec.catalog.schemas import EMBEDDING, INDEX
 from hymirec.catalog.vectors import as_matrix, count_rows, read_rows
-from hymirec.codebook.exact import norms, tree_sum
+from hymirec.codebook.exact import row_cosines
 from hymirec.codebook.fit import fit_batches
 from hymirec.codebook.reduce import IdentityReducer
 from hymirec.codebook.report.directory import sample_rows
@@ -110,13 +110,11 @@ def drift_report(
 
 
 def _cosines(vectors_ND: Tensor, book: ResidualCodebook, codes_NL: Tensor, magnitudes_NL: Tensor) -> list[NDArray[Any]]:
-    """Cosine of every row with what its first 1..L codes decode to; 0 where there is nothing to compare."""
+    """Cosine of every row with what its first 1..L codes decode to."""
     decoded, found = torch.zeros_like(vectors_ND), []
     for layer in range(book.layers):
         decoded = decoded + magnitudes_NL[:, layer, None] * book.centroids_LKD[layer][codes_NL[:, layer].long()]
-        length = norms(vectors_ND) * norms(decoded)
-        product = tree_sum(vectors_ND.double() * decoded.double())
-        found.append((product / torch.where(length > 0, length, 1.0)).numpy())
+        found.append(row_cosines(vectors_ND, decoded).numpy())
     return found
 
 

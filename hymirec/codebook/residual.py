@@ -9,29 +9,23 @@ N rows  D width  L layers  K centroids  H projected width
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from hymirec.artifacts import read_json, write_atomic
 from hymirec.codebook.exact import norms, tree_sum
+from hymirec.codebook.files import CONFIG_FILE, WEIGHTS_FILE, load_centroids, save_centroids
 from hymirec.codebook.kernels import Kernel, choose
 from hymirec.codebook.magnitudes import MagnitudeCodec, magnitude_codec
 from hymirec.codebook.quantizer import ItemTable
-from hymirec.codebook.rotation import Rotation
 from hymirec.codebook.search import Search
 from hymirec.codebook.table import ItemCodes
-from hymirec.errors import ArtifactDamagedError, ArtifactMissingError, ZeroCentroidError
+from hymirec.errors import ArtifactDamagedError, ZeroCentroidError
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "codebook.safetensors"
 MODEL_TYPE = "hymirec_codebook"
 
 
@@ -145,8 +139,7 @@ class ResidualCodebook(nn.Module):
                 return search
         if kernel is not None:
             return Search(centroids, kernel, centroids.device)
-        name, padded = self.info.get("kernel", "auto"), Rotation(self.width).padded
-        search = Search(centroids, choose(name, centroids.device, padded), centroids.device)
+        search = Search(centroids, choose("auto", centroids.device), centroids.device)
         self._search = (centroids, centroids._version, search)
         return search
 
@@ -193,14 +186,10 @@ class ResidualCodebook(nn.Module):
 
     def save_pretrained(self, directory: Path | str) -> None:
         """Write config.json and codebook.safetensors; equal codebooks give equal bytes."""
-        path = Path(directory)
-        shape = {"layers": self.layers, "centroids": self.centroids, "width": self.width}
-        config = {"model_type": MODEL_TYPE, "format": 1, **shape, **self.info}
-        tensors = {"centroids": self.centroids_LKD.cpu().contiguous()}
+        tensors = {"centroids": self.centroids_LKD}
         if self.magnitudes.levels_LV is not None:
             tensors["levels"] = torch.from_numpy(self.magnitudes.levels_LV.copy())
-        write_atomic(path / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
-        write_atomic(path / CONFIG_FILE, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+        save_centroids(Path(directory), MODEL_TYPE, self.info, tensors)
 
     @classmethod
     def from_pretrained(cls, directory: Path | str) -> ResidualCodebook:
@@ -209,34 +198,17 @@ class ResidualCodebook(nn.Module):
         Raises ArtifactMissingError, or ArtifactDamagedError when the two files do not fit each other.
         """
         path = Path(directory)
-        config = read_json(path / CONFIG_FILE)
-        try:
-            tensors = load_file(path / WEIGHTS_FILE)
-            centroids = tensors["centroids"]
-        except FileNotFoundError as e:
-            raise ArtifactMissingError(f"{path / WEIGHTS_FILE} is not there; run the codebook step again") from e
-        except (SafetensorError, KeyError, OSError) as e:
-            raise ArtifactDamagedError(
-                f"{path / WEIGHTS_FILE} holds no codebook ({e}); delete the directory and run the codebook step again"
-            ) from e
-        known = {"model_type", "format", "layers", "centroids", "width"}
-        expected = tuple(config.get(name) for name in ("layers", "centroids", "width"))
-        if config.get("model_type") != MODEL_TYPE or config.get("format") != 1 or expected != tuple(centroids.shape):
-            raise ArtifactDamagedError(
-                f"{path}: {CONFIG_FILE} describes {config.get('model_type')!r} format {config.get('format')!r} of "
-                f"shape {expected}, {WEIGHTS_FILE} holds {tuple(centroids.shape)}; delete the directory and run the "
-                "codebook step again"
-            )
+        tensors, info = load_centroids(path, MODEL_TYPE)
         levels = tensors["levels"].numpy() if "levels" in tensors else None
         try:
-            named = "magnitudes" in config or levels is not None
-            codec = magnitude_codec(config.get("magnitudes", "float16"), levels) if named else None
+            named = "magnitudes" in info or levels is not None
+            codec = magnitude_codec(info.get("magnitudes", "float16"), levels) if named else None
         except ValueError as e:
             raise ArtifactDamagedError(
                 f"{path}: the magnitudes of {CONFIG_FILE} and the levels of {WEIGHTS_FILE} do not fit ({e}); delete "
                 "the directory and run the codebook step again"
             ) from e
-        return cls(centroids, {key: value for key, value in config.items() if key not in known}, codec)
+        return cls(tensors["centroids"], info, codec)
 
     def _check_width(self, x_ND: Tensor) -> None:
         if x_ND.ndim != 2 or x_ND.shape[1] != self.width:

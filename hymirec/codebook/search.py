@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hymirec.codebook import beam as beams
 from hymirec.codebook import steps
-from hymirec.codebook.kernels import Kernel, _on_threads
+from hymirec.codebook.kernels import Kernel, on_threads
 from hymirec.codebook.rotation import Rotation, quantised
 from hymirec.errors import NonFiniteEmbeddingError
 
@@ -89,7 +89,7 @@ class Search:
             used[:, layer] = square > least
             self._take(layer, y_BP, square, least, codes_BL[:, layer], magnitudes_BL[:, layer])
         if refit:
-            _on_threads(
+            on_threads(
                 len(y_BP),
                 lambda part: steps.refit(
                     whole[part], used[part], square[part], self._centroids, codes_BL[part], magnitudes_BL[part]
@@ -112,7 +112,7 @@ class Search:
             rows = (y_BP[part], square_B[part], least_B[part], score[part], which[part])
             steps.take_best(*rows, margin, self._centroids[layer], code_B[part], magnitude_B[part])
 
-        _on_threads(len(y_BP), take)
+        on_threads(len(y_BP), take)
 
     def _beam(
         self, y_BP: steps.Floats, beam: int, refit: bool, codes_BL: steps.Codes, magnitudes_BL: steps.Floats
@@ -139,19 +139,19 @@ class Search:
             given = (y_BP[part], least_B[part], score[part], which[part])
             beams.extend_beams(*given, *how, *now.part(part), *following.part(part))
 
-        _on_threads(rows, extend, THREAD_ROWS)
+        on_threads(rows, extend, THREAD_ROWS)
         return following
 
     def _squares(self, y_BP: steps.Floats) -> steps.Doubles:
         square = np.empty(len(y_BP), np.float64)
-        _on_threads(len(y_BP), lambda part: steps.squares(y_BP[part], square[part]))
+        on_threads(len(y_BP), lambda part: steps.squares(y_BP[part], square[part]))
         return square
 
     def _candidates(self, y_BP: steps.Floats, square_B: steps.Doubles, layer: int) -> tuple[steps.Codes, steps.Codes]:
         """Score and number (B, 16) of the best centroid of every lane, for residuals and their squared lengths."""
         units = np.empty(y_BP.shape, np.int8)
         length = self._rotation.length
-        _on_threads(len(y_BP), lambda part: steps.directions(y_BP[part], square_B[part], length, units[part]))
+        on_threads(len(y_BP), lambda part: steps.directions(y_BP[part], square_B[part], length, units[part]))
         score, which = self.kernel.lanes(torch.from_numpy(units).to(self._device), self._tables[layer])
         return score.cpu().numpy(), which.cpu().numpy()
 

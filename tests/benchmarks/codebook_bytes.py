@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import faiss
 import numpy as np
 import torch
-from bench_kit import main
+from bench_kit import Figure, main, value
 from numpy.typing import NDArray
 from titles import title_vectors
 
@@ -25,7 +25,7 @@ CENTROIDS, BEAM, ITERATIONS, REFITS = 4096, 4, 6, 2
 Floats = NDArray[np.float32]
 
 
-def figures() -> list[dict[str, object]]:
+def figures() -> list[Figure]:
     """Every layout is fitted on the rows that it codes, as a catalogue is."""
     torch.set_num_threads(THREADS)
     faiss.omp_set_num_threads(THREADS)
@@ -40,29 +40,12 @@ def figures() -> list[dict[str, object]]:
     twelve = stored(fitted(x, layers=6, beam=BEAM, joint_refits=REFITS, magnitudes="lloyd4"), x, true)
     most = stored(fitted(x, layers=12, beam=BEAM, joint_refits=REFITS, magnitudes="lloyd4"), x, true)
     return [
-        row("bytes of 3 ids and magnitudes, not 3 x (int32 + fp32)", six[2], 24, 6, "bytes", at_most=True),
-        row(f"cosine at {six[2]} bytes, not below the greedy one at 24", six[0], wide[0], 0.0, "cosine"),
-        row(f"cosine at {twelve[2]} bytes, above faiss 12x8 beam 5", twelve[0], theirs[0], 0.03, "cosine"),
-        row(f"recall@100 at {twelve[2]} bytes, above faiss 12x8 beam 5", twelve[1], theirs[1], 0.04, "recall"),
-        row(f"recall@100 at {most[2]} bytes", most[1], wide[1], 0.8, "recall", absolute=True),
+        value("bytes of 3 ids and magnitudes, not 3 x (int32 + fp32)", six[2], 0, 6, "bytes", at_least=False),
+        value(f"cosine at {six[2]} bytes, not below the greedy one at 24", six[0], wide[0], 0.0, "cosine"),
+        value(f"cosine at {twelve[2]} bytes, above faiss 12x8 beam 5", twelve[0], theirs[0], 0.03, "cosine"),
+        value(f"recall@100 at {twelve[2]} bytes, above faiss 12x8 beam 5", twelve[1], theirs[1], 0.04, "recall"),
+        value(f"recall@100 at {most[2]} bytes (3 x (int32 + fp32): {wide[1]:.3f})", most[1], 0, 0.8, "recall"),
     ]
-
-
-def row(
-    figure: str, ours: float, peer: float, goal: float, unit: str, absolute: bool = False, at_most: bool = False
-) -> dict[str, object]:
-    """A figure; `goal` is a difference to the peer, or with `absolute` and `at_most` a value of ours."""
-    reached = ours <= goal if at_most else (ours if absolute else ours - peer) >= goal
-    return {
-        "figure": figure,
-        "ours": round(ours, 4),
-        "peer": round(peer, 4),
-        "ratio": round(ours / peer, 4),
-        "goal": goal,
-        "ok": reached,
-        "unit": unit,
-        "spread": [],
-    }
 
 
 def fitted(x: Floats, **options: object) -> ResidualCodebook:

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import faiss
 import numpy as np
 import torch
-from bench_kit import compare, main
+from bench_kit import Figure, compare, main, value
 from numpy.typing import NDArray
 
 from hymirec.codebook import IdentityReducer, fit_codebook
@@ -35,14 +35,14 @@ def mean_cosine(x: NDArray[np.float32], decoded: NDArray[np.float32]) -> float:
     return float(torch.cosine_similarity(torch.from_numpy(x), torch.from_numpy(decoded)).mean())
 
 
-def figures() -> list[dict[str, object]]:
+def figures() -> list[Figure]:
     """The same number of threads on both sides."""
     torch.set_num_threads(THREADS)
     faiss.omp_set_num_threads(THREADS)
     return [figure for width in WIDTHS for figure in figures_of(width)]
 
 
-def figures_of(width: int) -> list[dict[str, object]]:
+def figures_of(width: int) -> list[Figure]:
     """Both fitted on all rows beforehand, which is not timed."""
     x = clustered(width)
     config = CodebookConfig(layers=LAYERS, centroids=1 << BITS, iterations=5, balance="none", refit=False)
@@ -60,17 +60,7 @@ def figures_of(width: int) -> list[dict[str, object]]:
     ]
     mine = mean_cosine(x, codebook.decode(*codebook.encode(rows, 1, False)).numpy())
     theirs = mean_cosine(x, peer.decode(peer.compute_codes(x)))
-    cosine: dict[str, object] = {
-        "figure": f"mean cosine {shape}, greedy",
-        "ours": round(mine, 5),
-        "peer": round(theirs, 5),
-        "ratio": round(mine / theirs, 5),
-        "goal": 1.0,
-        "ok": mine >= theirs,
-        "unit": "cosine",
-        "spread": [],
-    }
-    return [*found, cosine]
+    return [*found, value(f"mean cosine {shape}, greedy", mine, theirs, 0.0, "cosine")]
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def iteration(rows: int, width: int, count: int, goal: float) -> Figure:
     """One pass and the centroids that it gives."""
     x = clustered(rows, width)
     rotation = Rotation(width)
-    kernel = choose("auto", CPU, rotation.padded)
+    kernel = choose("auto", CPU)
     hashes = mix(np.arange(rows, dtype=np.uint64), 0)
     shard = build_shard([(torch.from_numpy(x), hashes)], rotation, 32, 1 << 20, CPU)
     start = x[np.random.default_rng(1).choice(rows, count, replace=False)].copy()

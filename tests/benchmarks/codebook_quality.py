@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from titles import CACHE, title_vectors
 
 from hymirec.codebook import IdentityReducer, ResidualCodebook, fit_codebook
+from hymirec.codebook.strict import equal_codes
 from hymirec.config import CodebookConfig
 
 LAYERS, CENTROIDS, PASSES = 3, 1024, 12
@@ -144,8 +145,6 @@ def small_set() -> list[Figure]:
 
 def strict_codes(codebook: ResidualCodebook, x: NDArray[np.float32], capacity: int) -> NDArray[np.int64]:
     """The best assignment of equal loads to fitted centroids."""
-    from hymirec.codebook.strict import equal_codes
-
     scores = x @ codebook.centroids_LKD[0].numpy().T
     return equal_codes((scores * 2**20).astype(np.int64), capacity)
 

@@ -21,7 +21,7 @@ from hymirec.codebook.shard import Shard, build_shard
 
 ALONE = IdentityReducer()
 CPU = torch.device("cpu")
-KERNEL = choose("auto", CPU, 32)
+KERNEL = choose("auto", CPU)
 ROTATION = Rotation(12)
 
 

@@ -88,9 +88,9 @@ def test_32_bit_sums_are_flushed_before_they_overflow(monkeypatch: pytest.Monkey
 def test_int8_is_refused_where_the_processor_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vnni, "available", lambda: False)
     with pytest.raises(ModelError, match="kernel=auto"):
-        choose("int8", CPU, 64)
-    assert choose("auto", CPU, 64).name == "float32"
-    assert choose("float32", CPU, 64).name == "float32"
+        choose("int8", CPU)
+    assert choose("auto", CPU).name == "float32"
+    assert choose("float32", CPU).name == "float32"
 
 
 def test_a_width_beyond_exact_fp32_is_refused_by_the_float32_kernel() -> None:

@@ -172,8 +172,7 @@ def test_rows_of_any_length_are_coded_like_unit_rows(scale: float) -> None:
 
 def test_the_codebook_says_how_it_is_coded_and_calls_may_differ() -> None:
     x, plain = torch.from_numpy(clustered(300, 24)), make_codebook(3, 30, 24)
-    told = ResidualCodebook(plain.centroids_LKD, {"beam": 4, "refit": True, "kernel": "float32"})
-    assert told.search().kernel.name == "float32"
+    told = ResidualCodebook(plain.centroids_LKD, {"beam": 4, "refit": True})
     for ours, theirs in ((told.encode(x), plain.encode(x, 4, True)), (told.encode(x, 1, False), plain.encode(x))):
         assert torch.equal(ours[0], theirs[0])
         assert torch.equal(ours[1], theirs[1])
@@ -192,4 +191,4 @@ def test_wrong_input_is_refused() -> None:
     with pytest.raises(ValueError, match=r"beam of 1\.\.16"):
         codebook.encode(x[:1], 17)
     with pytest.raises(NonFiniteEmbeddingError, match="row 8775 "):
-        Search(codebook.centroids_LKD, choose("auto", CPU, 128)).code(x, first=10)
+        Search(codebook.centroids_LKD, choose("auto", CPU)).code(x, first=10)

@@ -13,7 +13,7 @@ from hymirec.artifacts import read_json, write_atomic, write_json
 from hymirec.catalog.prepared import Catalog
 from hymirec.catalog.schemas import ITEMS_DIR
 from hymirec.catalog.vectors import count_rows, read_rows
-from hymirec.codebook.exact import norms, tree_sum
+from hymirec.codebook.exact import row_cosines
 from hymirec.codebook.kinds import open_codebook
 from hymirec.codebook.quantizer import ItemQuantizer, ItemTable
 from hymirec.codebook.report.measure import quality_report
@@ -109,8 +109,7 @@ def code_titles(
         for code in used[steps].tolist():
             rows = np.flatnonzero(codes_N == code)
             x, centroid = residual[rows].double(), lookup_LKD[layer, code].double()
-            length = norms(x)
-            cosine = tree_sum(x * centroid) / torch.where(length > 0, length, 1.0)
+            cosine = row_cosines(x, centroid.expand_as(x))
             order = torch.sort(cosine, descending=True, stable=True)[1]
             different = dict.fromkeys(titles[row] for row in rows[order.numpy()])
             row = {"layer": layer + 1, "code": int(code), "items": int(counts[code])}

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hymirec.codebook.exact import CHUNK_ROWS, exact_products, exact_scores, norms, to_units, tree_sum
+from hymirec.codebook.exact import exact_products, exact_scores, row_cosines, to_units
 from hymirec.codebook.quantizer import ItemQuantizer, ItemTable
 from hymirec.codebook.state import Usage
 
@@ -86,13 +86,7 @@ def _plain(usage: dict[str, Any]) -> dict[str, Any]:
 
 def _cosines(x_ND: Tensor, y_ND: Tensor) -> dict[str, float]:
     """Mean and percentiles of row-wise cosines, in fp64; a vector that decodes to nothing has cosine 0."""
-    found = []
-    for start in range(0, len(x_ND), CHUNK_ROWS):
-        x, y = x_ND[start : start + CHUNK_ROWS].double(), y_ND[start : start + CHUNK_ROWS].double()
-        norm_x, product = norms(x), norms(x) * norms(y)
-        cosine = tree_sum(x * y) / torch.where(product > 0, product, 1.0)
-        found.append(cosine[norm_x > 0])
-    cosines = torch.cat(found).numpy()
+    cosines = row_cosines(x_ND, y_ND)[(x_ND != 0).any(1)].numpy()
     if not len(cosines):
         return {"cosine_mean": 0.0} | {f"cosine_p{p:02d}": 0.0 for p in PERCENTILES}
     values = {"cosine_mean": float(cosines.mean())}
