@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hymirec.catalog.prepared import Sequences
 from hymirec.catalog.schemas import Split
-from hymirec.config import RecommenderConfig
+from hymirec.recommender.contract import Reach
 
 Ints = NDArray[np.int64]
 # Micro-batches of chunks of like length are cut from pools of this many global batches: little padding, still shuffled.
@@ -102,32 +102,32 @@ def history_batch(
 
 
 def training_batch(
-    sequences: Sequences, chunk: Chunk, config: RecommenderConfig, negatives: Ints | None, rng: np.random.Generator
+    sequences: Sequences, chunk: Chunk, reach: Reach, negatives: Ints | None, rng: np.random.Generator
 ) -> dict[str, Tensor]:
     """Tensors of one micro-batch; every first dimension is the batch.
 
     items, ts, mask (B, T); request (B, P) time of the request after each prefix; next (B, P) its target or -1;
-    anchors (B, A) prefix lengths; window (B, A, w) the targets after each anchor, -1 beyond the training items;
     long_items, long_ts, long_mask (B, E); boundary (B,) time of the first recent item; negatives (B, M / B) if sampled.
+    With anchors: anchors (B, A) prefix lengths; window (B, A, w) the targets after each, -1 beyond the training items.
     """
     user, start, length = chunk.user, chunk.start, chunk.length
-    batch = history_batch(sequences, user, start, length, config.light.max_history)
+    batch = history_batch(sequences, user, start, length, reach.max_history)
     first = sequences.offsets[user] + start
     # An item more than is read: each prefix has a target, and its time is when the request was made.
     request, known = _window(sequences.ts, first, length + 1, batch["items"].shape[1] + 1)
     following, _ = _window(sequences.items, first, length + 1, request.shape[1])
-    anchors = _anchors(length, config.dmil.anchors, rng)
-    left = sequences.n_train[user].astype(np.int64)[:, None] - start[:, None] - anchors
-    window, inside = _window(sequences.items, (first[:, None] + anchors).ravel(), left.ravel(), config.dmil.window)
-    shape = (*anchors.shape, config.dmil.window)
     arrays: dict[str, NDArray[np.generic]] = {
         **batch,
         "request": request,
         "next": np.where(known, following, -1),
-        "anchors": anchors,
-        "window": np.where(inside, window, -1).reshape(shape),
         "boundary": request[:, 0],
     }
+    if reach.anchors:
+        anchors = _anchors(length, reach.anchors, rng)
+        left = sequences.n_train[user].astype(np.int64)[:, None] - start[:, None] - anchors
+        window, inside = _window(sequences.items, (first[:, None] + anchors).ravel(), left.ravel(), reach.window)
+        arrays["anchors"] = anchors
+        arrays["window"] = np.where(inside, window, -1).reshape(*anchors.shape, reach.window)
     if negatives is not None:
         arrays["negatives"] = negatives.reshape(len(user), -1)
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
@@ -142,14 +142,14 @@ def _anchors(length: Ints, count: int, rng: np.random.Generator) -> Ints:
     return 1 + np.minimum((step * (length[:, None] / count)).astype(np.int64), length[:, None] - 1)
 
 
-def request_batch(sequences: Sequences, user: Ints, split: Split, config: RecommenderConfig) -> dict[str, Tensor]:
+def request_batch(sequences: Sequences, user: Ints, split: Split, reach: Reach) -> dict[str, Tensor]:
     """Requests of a split: all that users did before its targets, asked at the time of the first target.
 
     items, ts, mask (B, T); long_* (B, E); now (B,); boundary (B,) time of the first recent item, `now` without one.
     """
     stop = (sequences.n_train if split == "validation" else sequences.n_val)[user].astype(np.int64)
-    length = np.minimum(stop, config.llm.recent)
-    batch = history_batch(sequences, user, stop - length, length, config.light.max_history)
+    length = np.minimum(stop, reach.recent)
+    batch = history_batch(sequences, user, stop - length, length, reach.max_history)
     now = sequences.ts[sequences.offsets[user] + stop]
     has_items = length > 0
     first = np.minimum(sequences.offsets[user] + stop - length, len(sequences.ts) - 1)

@@ -28,6 +28,7 @@ from hymirec.codebook.quantizer import ItemTable
 from hymirec.config import RecommenderConfig, parse
 from hymirec.errors import ArtifactMissingError, ModelError
 from hymirec.recommender.codes import CodeTable
+from hymirec.recommender.contract import Reach
 from hymirec.recommender.items import ItemEmbedder
 from hymirec.recommender.light import LightTower
 from hymirec.recommender.llm import empty_llm
@@ -73,6 +74,7 @@ class HybridModel(PreTrainedModel):
         super().__init__(config)
         settings = parse(RecommenderConfig, config.recommender, "recommender config of the model")
         self.settings = settings
+        self.reach = Reach.of(settings)
         item, light, dmil = settings.item, settings.light, settings.dmil
         self.llm = empty_llm(config.llm, settings.llm.gradient_checkpointing)
         hidden, heads = self.llm.config.hidden_size, self.llm.config.num_attention_heads
@@ -240,6 +242,11 @@ class HybridModel(PreTrainedModel):
         vectors = F.embedding(items.masked_fill(~mask, 0), self.item_vectors())
         _, interests_BASW = self.refine(coarse_BQH, vectors, ts, mask, request, length_B1)
         return interests_BASW[:, 0]
+
+    def answer(self, batch: dict[str, Tensor]) -> Tensor:
+        """See `Recommender.answer`: both stages on one batch."""
+        coarse = self.coarse(batch["long_items"], batch["long_ts"], batch["long_mask"], batch["boundary"])
+        return self.interests(coarse, batch["items"], batch["ts"], batch["mask"], batch["now"])
 
     # --- the LLM pass ----------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from hymirec.catalog.prepared import Sequences
 from hymirec.catalog.schemas import Split
 from hymirec.recommender.batches import request_batch
-from hymirec.recommender.hybrid import HybridModel
+from hymirec.recommender.contract import Recommender
 from hymirec.recommender.ranking import target_ranks
 
 
@@ -24,7 +24,7 @@ def users_with_targets(sequences: Sequences, split: Split) -> NDArray[np.int64]:
 
 
 def split_interests(
-    model: HybridModel, sequences: Sequences, split: Split, users: NDArray[np.int64], batch_users: int
+    model: Recommender, sequences: Sequences, split: Split, users: NDArray[np.int64], batch_users: int
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
     """Yield (users (B,), interests (B, S, W)) batch by batch, users sorted by the length of their history."""
     device = next(model.parameters()).device
@@ -32,10 +32,9 @@ def split_interests(
     ordered = users[np.argsort(length, kind="stable")]
     for start in range(0, len(ordered), batch_users):
         chosen = ordered[start : start + batch_users]
-        batch = {k: v.to(device) for k, v in request_batch(sequences, chosen, split, model.settings).items()}
+        batch = {k: v.to(device) for k, v in request_batch(sequences, chosen, split, model.reach).items()}
         with torch.no_grad():
-            coarse = model.coarse(batch["long_items"], batch["long_ts"], batch["long_mask"], batch["boundary"])
-            yield chosen, model.interests(coarse, batch["items"], batch["ts"], batch["mask"], batch["now"]).float()
+            yield chosen, model.answer(batch).float()
 
 
 def split_targets(
@@ -53,7 +52,7 @@ def split_targets(
 
 
 def split_ranks(
-    model: HybridModel,
+    model: Recommender,
     sequences: Sequences,
     split: Split,
     users: NDArray[np.int64],

@@ -1,9 +1,11 @@
-"""Stage 2 as a training task."""
+"""Stage 2 as a training task, for the hybrid recommender and for every trained baseline."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,10 +14,11 @@ from torch import Tensor, nn
 from hymirec.catalog.prepared import Catalog, Sequences
 from hymirec.catalog.vectors import read_vectors
 from hymirec.codebook import open_codebook
-from hymirec.config import PipelineConfig
+from hymirec.config import OptimConfig, PipelineConfig
 from hymirec.errors import DataError
 from hymirec.recommender.batches import chunk_count, epoch_batches, training_batch
 from hymirec.recommender.card import model_card
+from hymirec.recommender.contract import Reach, Recommender
 from hymirec.recommender.cooccurrence import cooccurrence_vectors, text_projection
 from hymirec.recommender.hybrid import HybridConfig, HybridModel
 from hymirec.recommender.llm import llm_architecture, load_llm_weights
@@ -26,26 +29,85 @@ from hymirec.recommender.requests import split_ranks, users_with_targets
 VALIDATED_USERS = 10_000
 
 
-class HybridTask:
-    """Trains the hybrid recommender on the training events; validated by NDCG@10, full ranking, history masked."""
+class RecommenderTask(ABC):
+    """Batches, steps and validation of a model that reads histories and answers with interests.
 
-    name = "recommender"
+    Validated by NDCG@10: full ranking, the history masked as in the evaluation.
+    """
+
+    name: str
     metric = "ndcg@10"
 
-    def __init__(self, config: PipelineConfig, run_dir: Path) -> None:
-        self._config = config
-        self._settings = config.recommender
+    def __init__(self, config: PipelineConfig, run_dir: Path, reach: Reach, optim: OptimConfig, negatives: int) -> None:
+        self._config, self._reach, self._optim, self._negatives = config, reach, optim, negatives
         self._catalog = Catalog.open(run_dir / "data")
         self._sequences = Sequences.open(run_dir / "data")
-        self._content_ND = torch.from_numpy(read_vectors(run_dir / "embeddings"))
-        codebook = open_codebook(run_dir / "codebook")
-        self._codes = codebook.open_items(run_dir / "codes")
-        self._lookup_LKD = codebook.lookup(self._codes)
-        if not chunk_count(self._sequences, self._settings.llm.recent):
+        if not chunk_count(self._sequences, reach.recent):
             raise DataError(
                 "no user has two training events, so there is no next item to learn; lower "
                 "data.min_user_interactions or bring more interactions"
             )
+
+    def _share(self, world: int) -> int:
+        optim = self._optim
+        return max(1, optim.batch_size // (world * optim.accumulation))
+
+    def steps(self, world: int) -> int:
+        """Micro-batches an epoch on each rank."""
+        return -(-chunk_count(self._sequences, self._reach.recent) // (self._share(world) * world))
+
+    def batches(self, epoch: int, rank: int, world: int) -> Iterator[dict[str, Tensor]]:
+        """See `TrainTask.batches`."""
+        share, seed = self._share(world), self._config.seed
+        rng = np.random.default_rng([seed, 1, epoch])
+        chunks = epoch_batches(self._sequences, self._reach.recent, share, world, rank, rng)
+        each = -(-self._negatives // share)
+        for step, chunk in enumerate(chunks):
+            own = np.random.default_rng([seed, 2, epoch, step, rank])
+            negatives = sample_negatives(own, self._catalog.size, each * len(chunk.user)) if each else None
+            yield training_batch(self._sequences, chunk, self._reach, negatives, own)
+
+    def validate(self, model: nn.Module, rank: int, world: int) -> dict[str, tuple[float, int]]:
+        """NDCG@10 of the validation targets over all users (or a fixed sample of them), and the interests' overlap."""
+        users = users_with_targets(self._sequences, "validation")
+        if len(users) > VALIDATED_USERS:
+            rng = np.random.default_rng([self._config.seed, 3])
+            users = np.sort(rng.choice(users, VALIDATED_USERS, replace=False))
+        mine = users[rank::world]
+        batch, masked = self._config.evaluation.batch_users, self._config.evaluation.mask_history
+        gain, found, cosine = 0.0, 0.0, 0.0
+        for _, ranks, interests in split_ranks(answering(model), self._sequences, "validation", mine, batch, masked):
+            for own in ranks:
+                top = own[own < 10]
+                ideal = (1 / np.log2(np.arange(min(len(own), 10)) + 2)).sum()
+                gain += float((1 / np.log2(top + 2)).sum() / ideal)
+                found += len(top) / len(own)
+            cosine += _mean_overlap(interests) * len(ranks)
+        count = len(mine)
+        return {self.metric: (gain, count), "recall@10": (found, count), "overlap": (cosine, count)}
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """See `TrainTask.build`."""
+
+    @abstractmethod
+    def export(self, model: nn.Module, directory: Path) -> None:
+        """See `TrainTask.export`."""
+
+
+class HybridTask(RecommenderTask):
+    """Trains the hybrid recommender on the training events."""
+
+    name = "recommender"
+
+    def __init__(self, config: PipelineConfig, run_dir: Path) -> None:
+        settings = config.recommender
+        super().__init__(config, run_dir, Reach.of(settings), settings.optim, settings.negatives)
+        self._settings = settings
+        self._content_ND = torch.from_numpy(read_vectors(run_dir / "embeddings"))
+        codebook = open_codebook(run_dir / "codebook")
+        self._codes = codebook.open_items(run_dir / "codes")
+        self._lookup_LKD = codebook.lookup(self._codes)
         self._start: np.ndarray | None = None
 
     def build(self) -> nn.Module:
@@ -76,45 +138,6 @@ class HybridTask:
                 content = model.items.content_ND.numpy()
                 model.items.projection.copy_(torch.from_numpy(text_projection(content, self._start)))
 
-    def _share(self, world: int) -> int:
-        optim = self._settings.optim
-        return max(1, optim.batch_size // (world * optim.accumulation))
-
-    def steps(self, world: int) -> int:
-        """Micro-batches an epoch on each rank."""
-        return -(-chunk_count(self._sequences, self._settings.llm.recent) // (self._share(world) * world))
-
-    def batches(self, epoch: int, rank: int, world: int) -> Iterator[dict[str, Tensor]]:
-        """See `TrainTask.batches`."""
-        share, seed = self._share(world), self._config.seed
-        rng = np.random.default_rng([seed, 1, epoch])
-        chunks = epoch_batches(self._sequences, self._settings.llm.recent, share, world, rank, rng)
-        each = -(-self._settings.negatives // share)
-        for step, chunk in enumerate(chunks):
-            own = np.random.default_rng([seed, 2, epoch, step, rank])
-            negatives = sample_negatives(own, self._catalog.size, each * len(chunk.user)) if each else None
-            yield training_batch(self._sequences, chunk, self._settings, negatives, own)
-
-    def validate(self, model: nn.Module, rank: int, world: int) -> dict[str, tuple[float, int]]:
-        """NDCG@10 of the validation targets over all users (or a fixed sample of them), and the interests' overlap."""
-        assert isinstance(model, HybridModel)
-        users = users_with_targets(self._sequences, "validation")
-        if len(users) > VALIDATED_USERS:
-            rng = np.random.default_rng([self._config.seed, 3])
-            users = np.sort(rng.choice(users, VALIDATED_USERS, replace=False))
-        mine = users[rank::world]
-        batch, masked = self._config.evaluation.batch_users, self._config.evaluation.mask_history
-        gain, found, cosine = 0.0, 0.0, 0.0
-        for _, ranks, interests in split_ranks(model, self._sequences, "validation", mine, batch, masked):
-            for own in ranks:
-                top = own[own < 10]
-                ideal = (1 / np.log2(np.arange(min(len(own), 10)) + 2)).sum()
-                gain += float((1 / np.log2(top + 2)).sum() / ideal)
-                found += len(top) / len(own)
-            cosine += _mean_overlap(interests) * len(ranks)
-        count = len(mine)
-        return {self.metric: (gain, count), "recall@10": (found, count), "overlap": (cosine, count)}
-
     def export(self, model: nn.Module, directory: Path) -> None:
         """Write config.json, model.safetensors, item_vectors.safetensors (what serving needs) and README.md."""
         assert isinstance(model, HybridModel)
@@ -122,6 +145,11 @@ class HybridTask:
         model.save_pretrained(directory)
         model.save_serving(directory)
         (directory / "README.md").write_text(model_card(model, self._catalog.size, len(self._sequences)))
+
+
+def answering(model: nn.Module) -> Recommender:
+    """The module as a recommender; every task of this file builds one."""
+    return cast(Recommender, model)
 
 
 def _mean_overlap(interests_BSW: Tensor) -> float:

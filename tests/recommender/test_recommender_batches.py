@@ -20,6 +20,7 @@ from hymirec.recommender.batches import (
     request_batch,
     training_batch,
 )
+from hymirec.recommender.contract import Reach
 
 CONFIG = toy_config()
 
@@ -37,7 +38,7 @@ def test_a_training_batch_says_what_a_loop_over_the_events_says(sequences: Seque
     rng = np.random.default_rng(seed)
     chunks = draw_chunks(sequences, CONFIG.recommender.llm.recent, rng)
     chunk = Chunk(chunks.user[:5], chunks.start[:5], chunks.length[:5])
-    batch = {k: v.numpy() for k, v in training_batch(sequences, chunk, CONFIG.recommender, None, rng).items()}
+    batch = {k: v.numpy() for k, v in training_batch(sequences, chunk, Reach.of(CONFIG.recommender), None, rng).items()}
     for row in range(5):
         user, start, length = int(chunk.user[row]), int(chunk.start[row]), int(chunk.length[row])
         train = slice(int(sequences.offsets[user]), int(sequences.offsets[user] + sequences.n_train[user]))
@@ -80,7 +81,7 @@ def test_long_users_give_several_chunks_and_places_vary(sequences: Sequences) ->
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_a_request_sees_all_before_its_target_and_asks_at_its_time(sequences: Sequences, split: str) -> None:
     users = np.arange(len(sequences))
-    batch = {k: v.numpy() for k, v in request_batch(sequences, users, split, CONFIG.recommender).items()}  # type: ignore[arg-type]
+    batch = {k: v.numpy() for k, v in request_batch(sequences, users, split, Reach.of(CONFIG.recommender)).items()}  # type: ignore[arg-type]
     for user in users:
         items, ts = sequences.history(int(user), split)  # type: ignore[arg-type]
         assert batch["items"][user][batch["mask"][user]].tolist() == items[-6:].tolist()
