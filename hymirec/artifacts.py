@@ -22,7 +22,8 @@ from hymirec.errors import ArtifactDamagedError, ArtifactMissingError
 MANIFEST = "manifest.json"
 # Beside the artifacts but no part of them: logs, wall-clock times, checkpoints of a run in progress.
 UNLISTED_DIRS = frozenset({"logs", "checkpoints", "tensorboard", "work"})
-UNLISTED_FILES = frozenset({MANIFEST, "timing.json"})
+TIMING = "timing.json"
+UNLISTED_FILES = frozenset({MANIFEST, TIMING})
 
 
 def hash_json(value: Any) -> str:
@@ -178,6 +179,27 @@ class Step:
                 shutil.rmtree(self.dir)
             write_atomic(marker, self.inputs.encode())
         return self.dir
+
+    def adopt(self, other: Path) -> Manifest:
+        """Be done with the files of `other`, a verified directory of the same inputs: hard links, or else copies.
+
+        Raises ArtifactMissingError or ArtifactDamagedError when `other` is not such a directory.
+        """
+        manifest = read_manifest(other)
+        if (manifest.kind, manifest.inputs) != (self.name, self.inputs):
+            raise ArtifactDamagedError(f"{other} holds no {self.name} of the same inputs; run the step instead")
+        if self.dir.exists():
+            shutil.rmtree(self.dir)
+        told = [TIMING] if (other / TIMING).is_file() else []
+        for name in [*manifest.files, *told]:
+            target = self.dir / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(other / name, target)
+            except OSError:
+                shutil.copy2(other / name, target)
+        write_json(self.dir / MANIFEST, manifest.as_dict())
+        return manifest
 
     def commit(self, info: Mapping[str, Any] | None = None) -> Manifest:
         """Write the manifest; from here on the step is done."""

@@ -22,15 +22,19 @@ START_ATTEMPTS = 3
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
-def placed(config: PipelineConfig) -> PipelineConfig:
-    """The config with an absolute run directory.
+def home() -> Path:
+    """Where relative run directories lie: $HYMIREC_HOME, else the current directory.
 
-    A relative one lies under $HYMIREC_HOME, else under the current directory; a submitted job runs in a temporary copy
-    of the project, so there it lies under ~/hymirec. On several nodes it must be on storage that all of them share.
+    A submitted job runs in a temporary copy of the project, so there it is ~/hymirec. On several nodes it must be on
+    storage that all of them share.
     """
     default = Path.home() / "hymirec" if IN_JOB in os.environ else Path.cwd()
-    base = Path(os.environ.get("HYMIREC_HOME", default))
-    return config.model_copy(update={"run_dir": str(base / config.directory)})
+    return Path(os.environ.get("HYMIREC_HOME", default))
+
+
+def placed(config: PipelineConfig) -> PipelineConfig:
+    """The config with an absolute run directory."""
+    return config.model_copy(update={"run_dir": str(home() / config.directory)})
 
 
 def connect(compute: ComputeConfig) -> None:

@@ -15,12 +15,12 @@ from typing import Any
 import ray
 
 import hymirec
-from hymirec.artifacts import Manifest, Step, read_json, write_atomic, write_json
+from hymirec.artifacts import TIMING, Manifest, Step, read_json, write_atomic, write_json
 from hymirec.bundle import write_bundle
 from hymirec.catalog.fingerprint import source_fingerprint
 from hymirec.config import OptimConfig, PipelineConfig, dump
 from hymirec.encoder.task import Stage1Task
-from hymirec.evaluation.evaluate import evaluate_run
+from hymirec.evaluation.evaluate import write_evaluation
 from hymirec.recommender.task import HybridTask
 from ray_jobs.codebook import codebook_step, codes_step
 from ray_jobs.console import OnProgress, Screen
@@ -87,12 +87,10 @@ def _recommender(work: Work) -> Mapping[str, Any]:
 
 
 def _evaluate(work: Work) -> Mapping[str, Any]:
-    job = ray.remote(evaluate_run).options(
+    job = ray.remote(write_evaluation).options(
         num_cpus=work.config.compute.cpus_per_worker, num_gpus=1 if work.config.compute.use_gpu else 0
     )
-    result = ray.get(job.remote(work.run_dir, work.config))
-    write_json(work.step.dir / "metrics.json", result["metrics"])
-    write_atomic(work.step.dir / "metrics.md", result["markdown"].encode())
+    ray.get(job.remote(work.run_dir, work.config, work.step.dir))
     return {}
 
 
@@ -146,33 +144,48 @@ STEPS = (
 def run_pipeline(config: PipelineConfig, screen: Screen) -> Path:
     """Bring every step of the run up to date; returns the bundle's directory."""
     run_dir = config.directory
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomic(run_dir / "config.yaml", dump(config).encode())
     manifests: dict[str, Manifest] = {}
+    write_config(config)
     for number, spec in enumerate(STEPS, start=1):
-        inputs: dict[str, Any] = {
-            "config": _plain(spec.part(config)),
-            "needs": {name: manifests[name].id for name in spec.needs},
-            "version": hymirec.__version__,
-        }
-        if not spec.needs:
-            inputs["source"] = source_fingerprint(config.data)
-        step = Step(run_dir, spec.name, inputs)
+        step = make_step(spec, config, manifests)
         manifest = step.done()
         if manifest is not None:
             screen.skipped(number, len(STEPS), spec.title)
         else:
             with screen.step(number, len(STEPS), spec.title) as on_progress:
-                manifest = _run(spec, Work(config, run_dir, step, on_progress))
+                manifest = run_step(spec, Work(config, run_dir, step, on_progress))
         manifests[spec.name] = manifest
     return run_dir / "bundle"
 
 
-def _run(spec: StepSpec, work: Work) -> Manifest:
+def write_config(config: PipelineConfig) -> None:
+    """Make the run directory and keep the resolved config in it."""
+    write_atomic(config.directory / "config.yaml", dump(config).encode())
+
+
+def steps_until(last: str) -> tuple[StepSpec, ...]:
+    """The steps up to and with `last`."""
+    return STEPS[: [spec.name for spec in STEPS].index(last) + 1]
+
+
+def make_step(spec: StepSpec, config: PipelineConfig, manifests: Mapping[str, Manifest]) -> Step:
+    """A step of the config's run, with its inputs: its part of the config and the manifests of the steps it needs."""
+    inputs: dict[str, Any] = {
+        "config": _plain(spec.part(config)),
+        "needs": {name: manifests[name].id for name in spec.needs},
+        "version": hymirec.__version__,
+    }
+    if not spec.needs:
+        inputs["source"] = source_fingerprint(config.data)
+    return Step(config.directory, spec.name, inputs)
+
+
+def run_step(spec: StepSpec, work: Work) -> Manifest:
+    """Run one step, from its beginning or from where it was killed, whatever stands in its directory."""
     start = time.monotonic()
     work.step.begin()
     info = spec.run(work)
-    timing = work.step.dir / "timing.json"
+    timing = work.step.dir / TIMING
     told = read_json(timing) if timing.is_file() else {}
     write_json(timing, told | {"seconds": round(time.monotonic() - start, 1)})
     return work.step.commit(info)

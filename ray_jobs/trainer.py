@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import shutil
 import tempfile
 import threading
@@ -21,10 +22,12 @@ from typing import Any
 import ray.data
 import ray.train
 import torch
+import torch.distributed as dist
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
 
-from hymirec.artifacts import write_json
+from hymirec.artifacts import TIMING, write_json
 from hymirec.config import ComputeConfig, OptimConfig, PipelineConfig
 from hymirec.errors import HyMiRecError, ModelError
 from hymirec.training import TrainTask, fit
@@ -101,11 +104,24 @@ def _worker(work: dict[str, _Work]) -> None:
     task = job.factory(job.config, job.run_dir)
     reporter = RayReporter(job.out)
     result = fit(task, job.optim, compute, job.config.seed, reporter)
+    peak = _peak_memory(compute)
     if reporter.rank == 0:
         model = task.build()
         load_weights(model, result.state)
         task.export(model.eval(), job.out)
         write_json(job.out / "training.json", {"history": result.history, "best_epoch": result.best_epoch + 1})
+        write_json(job.out / TIMING, peak)
+
+
+def _peak_memory(compute: ComputeConfig) -> dict[str, int]:
+    """Peak memory of the largest worker so far, in MiB; a collective."""
+    used = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10]
+    if compute.use_gpu:
+        used.append(torch.cuda.max_memory_allocated() >> 20)
+    peak = torch.tensor(used, device="cuda" if compute.use_gpu else "cpu")
+    if dist.is_initialized():
+        dist.all_reduce(peak, dist.ReduceOp.MAX)
+    return dict(zip(("peak_rss_mb", "peak_gpu_mb"), peak.tolist(), strict=False))
 
 
 def train_on_ray(
@@ -147,6 +163,7 @@ def run_workers(
         run_config=RunConfig(
             name=name,
             storage_path=str(storage),
+            callbacks=_tune_callbacks(),
             failure_config=FailureConfig(max_failures=compute.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             worker_runtime_env={"env_vars": worker_environment(compute)},
@@ -157,6 +174,14 @@ def run_workers(
     except ray.train.TrainingFailedError as e:
         raise ModelError(f"the workers failed: {_root_cause(e)}") from e
     shutil.rmtree(storage, ignore_errors=True)
+
+
+def _tune_callbacks() -> list[TuneReportCallback]:
+    """Inside a trial of Ray Tune, the trial reports what the workers report."""
+    try:
+        return [TuneReportCallback()]
+    except RuntimeError:
+        return []
 
 
 class WholeShards(ray.train.DataConfig):

@@ -101,3 +101,25 @@ class TestStep:
         step = self.run(tmp_path, {"a": 1})
         (step.dir / MANIFEST).write_text(json.dumps({"kind": "data"}))
         assert step.done() is None
+
+    def test_a_step_takes_over_the_files_of_another_run_with_the_same_inputs(self, tmp_path: Path) -> None:
+        other = Step(tmp_path / "other", "step", {"a": 1})
+        make(other.begin())
+        write_atomic(other.dir / "timing.json", b"{}")
+        made = other.commit({"n": 1})
+        mine = Step(tmp_path / "mine", "step", {"a": 1})
+        (mine.begin() / "half.bin").write_bytes(b"unfinished")
+        assert mine.adopt(other.dir).id == made.id
+        done = mine.done()
+        assert done is not None
+        assert done.id == made.id
+        assert not (mine.dir / "half.bin").exists()
+        assert (mine.dir / "timing.json").is_file()
+        assert (mine.dir / "a.bin").samefile(other.dir / "a.bin")
+
+    def test_a_step_takes_over_nothing_made_from_other_inputs(self, tmp_path: Path) -> None:
+        other = Step(tmp_path / "other", "step", {"a": 1})
+        make(other.begin())
+        other.commit()
+        with pytest.raises(ArtifactDamagedError, match="holds no step of the same inputs"):
+            Step(tmp_path / "mine", "step", {"a": 2}).adopt(other.dir)

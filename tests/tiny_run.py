@@ -82,10 +82,10 @@ def build_tiny_run(directory: Path, seed: int = 0, string_ids: bool = True, kind
     tables = load_tables(config.data, config.seed)
     check(tables)
     prepare(tables, config.data, directory / "data")
-    _train(Stage1Task(config, directory), config.encoder.optim, config, directory, "encoder")
-    _encode(config, directory)
-    _code(config, directory)
-    _train(HybridTask(config, directory), config.recommender.optim, config, directory, "recommender")
+    train(Stage1Task(config, directory), config.encoder.optim, config, directory, "encoder")
+    encode(config, directory)
+    code(config, directory)
+    train(HybridTask(config, directory), config.recommender.optim, config, directory, "recommender")
     metrics = evaluate_run(directory, config)["metrics"]
     write_json(directory / "evaluation" / "metrics.json", metrics)
     for name in PARTS:
@@ -94,7 +94,7 @@ def build_tiny_run(directory: Path, seed: int = 0, string_ids: bool = True, kind
     return directory
 
 
-def _train(task: TrainTask, optim: OptimConfig, config: PipelineConfig, run_dir: Path, name: str) -> None:
+def train(task: TrainTask, optim: OptimConfig, config: PipelineConfig, run_dir: Path, name: str) -> None:
     reporter = LocalReporter(run_dir / name / "checkpoints")
     result = fit(task, optim, ComputeConfig(engine="torch"), config.seed, reporter)
     model = task.build()
@@ -102,13 +102,13 @@ def _train(task: TrainTask, optim: OptimConfig, config: PipelineConfig, run_dir:
     task.export(model, run_dir / name)
 
 
-def _encode(config: PipelineConfig, run_dir: Path) -> None:
+def encode(config: PipelineConfig, run_dir: Path) -> None:
     encoder = ContentEncoder.from_pretrained(run_dir / "encoder")
     for part in part_paths(run_dir / "data" / "items"):
         encode_part(encoder, part, run_dir / "embeddings" / part.name, config.encoder.encode_batch)
 
 
-def _code(config: PipelineConfig, run_dir: Path) -> None:
+def code(config: PipelineConfig, run_dir: Path) -> None:
     embeddings = run_dir / "embeddings"
     rows, ids = torch.from_numpy(read_vectors(embeddings)), np.arange(count_rows(embeddings))
     fitter = fit_codebook if config.codebook.kind == "cosine" else fit_variant

@@ -1,0 +1,157 @@
+"""A sweep on tiny runs: finds the better of two values, shares what they have in common, and continues after a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from head import ROOT, plain_environment
+from variant_runs import make_until_codes, tiny
+
+from hymirec.artifacts import read_json
+from hymirec.config import PipelineConfig, load, parse
+from hymirec.errors import ConfigError
+from ray_jobs.sweep import METRIC, SweepConfig, at
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
+TINY = ("compute.max_failures=0",)
+OPTIM, EPOCHS = "recommender.optim", 2
+GOOD = {"lr": 0.01, "epochs": EPOCHS, "batch_size": 32}
+# It learns nothing, for hours: the sweep ends only if this trial is ended.
+BAD = {"lr": 1.0e-7, "epochs": 100_000, "patience": 100_000, "batch_size": 32}
+
+
+class Sweep:
+    """The job of a person who kills it once and starts it again."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.out = directory, directory / "out"
+        make_until_codes(tiny(directory / "before", *TINY))
+        (directory / "base.yaml").write_text(yaml.safe_dump(tiny(directory / "unused", *TINY).model_dump(mode="json")))
+        space = {
+            "name": "test",
+            "run_dir": str(self.out),
+            # The same twice: the first is trained before the kill, the second leads when the bad one comes.
+            "space": {OPTIM: {"grid": [GOOD, GOOD, BAD]}},
+            "trials": 1,
+            "reuse": [str(directory / "before")],
+            "at_once": 1,
+            "reduction": 2,
+        }
+        (directory / "space.yaml").write_text(yaml.safe_dump(space))
+
+    def start(self) -> subprocess.Popen[str]:
+        base, space = str(self.directory / "base.yaml"), str(self.directory / "space.yaml")
+        return subprocess.Popen(
+            [sys.executable, "ray_jobs/sweep.py", "--config", base, "--space", space],
+            cwd=ROOT,
+            env=plain_environment(RAY_ADDRESS=ray.get_runtime_context().gcs_address),
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def trained(self) -> dict[Path, int]:
+        """Models that trials finished, with their times."""
+        models = self.out.glob("trials/*/recommender/model.safetensors")
+        return {path: path.stat().st_mtime_ns for path in models if (path.parent / "manifest.json").exists()}
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Sweep:
+    return Sweep(tmp_path_factory.mktemp("sweep"))
+
+
+@pytest.fixture(scope="module")
+def trained_before(sweep: Sweep) -> dict[Path, int]:
+    """Kill the job after its first trial; returns what that left."""
+    process = sweep.start()
+    deadline = time.monotonic() + 400
+    while not sweep.trained():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "no trial ends"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return sweep.trained()
+
+
+@pytest.fixture(scope="module")
+def rows(sweep: Sweep, trained_before: dict[Path, int]) -> list[dict[str, Any]]:
+    process = sweep.start()
+    said = process.communicate()[0]
+    assert process.returncode == 0, said
+    assert "best: NDCG@10" in said
+    return list(read_json(sweep.out / "sweep.json"))
+
+
+def test_the_planted_better_point_wins_and_becomes_a_config(sweep: Sweep, rows: list[dict[str, Any]]) -> None:
+    assert [row["point"] for row in rows] == [{OPTIM: GOOD}, {OPTIM: GOOD}, {OPTIM: BAD}]
+    assert rows[0][METRIC] == rows[1][METRIC] > rows[2][METRIC]
+    assert [row["epochs"] for row in rows[:2]] == [EPOCHS, EPOCHS]
+    best = load(PipelineConfig, sweep.out / "best.yaml").recommender.optim
+    assert (best.lr, best.epochs) == (GOOD["lr"], EPOCHS)
+    lines = (sweep.out / "sweep.md").read_text().splitlines()
+    assert [line.split(" | ")[-1] for line in lines[4:]] == ["finished |", "finished |", "early |"]
+
+
+def test_a_trial_that_lags_is_ended_early_and_leaves_nothing_large(sweep: Sweep, rows: list[dict[str, Any]]) -> None:
+    assert rows[2]["ended"] == "early"
+    assert rows[2]["epochs"] < 10
+    assert not (sweep.out / "trials" / rows[2]["trial"] / "recommender").exists()
+
+
+def test_the_metric_of_a_trial_is_that_of_its_training(sweep: Sweep, rows: list[dict[str, Any]]) -> None:
+    for row in rows[:2]:
+        training = read_json(sweep.out / "trials" / row["trial"] / "recommender" / "training.json")
+        assert row[METRIC] == pytest.approx(max(epoch[METRIC] for epoch in training["history"][1:]))
+
+
+def test_a_killed_sweep_goes_on_with_what_was_trained(
+    sweep: Sweep, trained_before: dict[Path, int], rows: list[dict[str, Any]]
+) -> None:
+    trained = sweep.trained()
+    assert (len(trained_before), len(trained)) == (1, 2)
+    assert trained_before.items() <= trained.items()
+
+
+def test_steps_before_the_recommender_are_not_made_again(sweep: Sweep, rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        for name in ("data/sequences.parquet", "embeddings/part-00000.parquet", "codes/part-00000.parquet"):
+            assert (sweep.out / "trials" / row["trial"] / name).samefile(sweep.directory / "before" / name)
+
+
+@pytest.mark.parametrize(
+    ("domain", "words"),
+    [
+        ({}, "exactly one of"),
+        ({"choice": [1], "grid": [1]}, "exactly one of"),
+        ({"uniform": [2.0, 1.0]}, "low < high"),
+        ({"loguniform": [0.0, 1.0]}, "above 0"),
+        ({"normal": [0.0, 1.0]}, "unknown key"),
+    ],
+)
+def test_a_domain_that_cannot_be_drawn_from_is_refused(domain: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse(SweepConfig, {"name": "x", "space": {"recommender.optim.lr": domain}})
+
+
+def test_a_key_that_no_config_has_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"recommender\.optim\.speed: unknown key"):
+        at(tiny(tmp_path), {"recommender.optim.speed": 1}, "x")
+
+
+def test_the_shipped_space_is_one_of_the_demo() -> None:
+    configs = ROOT / "ray_jobs" / "configs"
+    settings = load(SweepConfig, configs / "sweep-online-retail.yaml")
+    base = load(PipelineConfig, configs / "demo.yaml")
+    for key, domain in settings.space.items():
+        assert at(base, {key: domain.example}, "x").name == "x"
