@@ -99,12 +99,24 @@ def recommend(
 
 @app.command()
 @_speaks
-def evaluate(run_dir: Path) -> None:
+def evaluate(
+    run_dir: Path,
+    results: Annotated[
+        Path | None, typer.Option(help="also put the rows into this file, docs/results/SET.json")
+    ] = None,
+    baseline: Annotated[str | None, typer.Option(help="with --results: the model that p-values are against")] = None,
+) -> None:
     """Rank the whole catalogue for every test user of a finished run, and print the table."""
     from hymirec.config import PipelineConfig, load
-    from hymirec.evaluation.evaluate import evaluate_run
+    from hymirec.evaluation.evaluate import report, run_results
+    from hymirec.evaluation.results import add_run
 
-    out.print(evaluate_run(run_dir, load(PipelineConfig, run_dir / "config.yaml"))["markdown"], markup=False)
+    settings = load(PipelineConfig, run_dir / "config.yaml")
+    found = run_results(run_dir, settings)
+    out.print(report(found, settings)["markdown"], markup=False)
+    if results is not None:
+        add_run(results, run_dir, settings, found, baseline)
+        out.print(f"(in {results} and {results.with_suffix('.md')})", markup=False)
 
 
 @codebook.command("report")

@@ -148,8 +148,9 @@ class ItemConfig(Config):
     text: bool = Field(True, description="projected content embedding")
     ids: bool = Field(True, description="a learned residual an item; for warm catalogues")
     cooccurrence: bool = Field(True, description="start the residual from truncated SVD of positive PMI; needs ids")
-    width: int = Field(64, ge=8, description="dimension of item vectors and interests")
-    window: int = Field(10, ge=1, description="co-occurrence: steps between two items of a history")
+    width: int = Field(128, ge=8, description="dimension of item vectors and interests")
+    window: int = Field(5, ge=1, description="co-occurrence: steps between two items of a history")
+    lags: int = Field(50, ge=0, description="last items whose vectors are added to the interests; 0 switches it off")
 
     @model_validator(mode="after")
     def _some_input(self) -> ItemConfig:
@@ -183,11 +184,14 @@ class LLMConfig(Config):
 
     preset: Literal["tiny", "smollm2", "tinyllama", "custom"] = Field("tiny", description="`tiny` is a Llama by config")
     model: str | None = Field(None, description="custom only: Hugging Face name or local directory")
-    hidden_size: int = Field(64, ge=8, description="tiny only")
-    layers: int = Field(2, ge=1, description="tiny only")
+    hidden_size: int = Field(96, ge=8, description="tiny only")
+    layers: int = Field(3, ge=1, description="tiny only")
     heads: int = Field(2, ge=1, description="tiny only")
-    dropout: float = Field(0.2, ge=0, lt=1, description="on the inputs of the LLM")
-    recent: int = Field(50, ge=1, description="last-n items")
+    expansion: int = Field(2, ge=1, description="tiny only: width of the gated feed-forward, in hidden sizes")
+    dropout: float = Field(
+        0.2, ge=0, lt=1, description="on the inputs of the LLM; tiny: on each block's output as well"
+    )
+    recent: int = Field(200, ge=1, description="last-n items")
     indicator: bool = Field(True, description="indicator embedding added to coarse interests")
     time: bool = Field(True, description="relative time bias in the attention mask, request time included")
     freeze: bool = Field(False, description="train only what surrounds the LLM")
@@ -208,12 +212,25 @@ class DMILConfig(Config):
     interests: int = Field(2, ge=1, le=8, description="refined interests (s)")
     window: int = Field(4, ge=1, le=64, description="future items (w)")
     decay: float = Field(0.5, gt=0, le=1, description="weight of the i-th target is decay^i; 1 is uniform (paper)")
-    weight: float = Field(0.5, ge=0, description="weight of DMIL beside the next-item loss")
+    weight: float = Field(0.1, ge=0, description="weight of DMIL beside the next-item loss")
     next_item_weight: float = Field(1.0, ge=0, description="weight of the next-item loss; 0 is DMIL alone (paper)")
+    max_weight: float = Field(0.1, ge=0, description="weight of the next item by the best interest, at the anchors")
     matching: Literal["hungarian", "max"] = Field("hungarian", description="`max` is the paper's ablation")
     lloyd_steps: int = Field(5, ge=1, description="k-means steps over the window's targets")
-    anchors: int = Field(4, ge=1, description="positions a sequence at which queries are asked, in one pass")
-    diversity: float = Field(0.05, ge=0, description="weight of the mean squared cosine between two interests")
+    anchors: int = Field(16, ge=1, description="positions a sequence at which queries are asked, in one pass")
+    diversity: float = Field(0.02, ge=0, description="weight of the mean squared cosine between two interests")
+    shield_trunk: bool = Field(
+        True, description="the first interest learns the next item alone, what the others learn does not move it"
+    )
+
+    @model_validator(mode="after")
+    def _trunk_learns(self) -> DMILConfig:
+        if self.shield_trunk and self.next_item_weight == 0:
+            raise ValueError(
+                "recommender.dmil.next_item_weight=0 leaves nothing that teaches the first interest; set "
+                "recommender.dmil.shield_trunk=false"
+            )
+        return self
 
 
 class RecommenderConfig(Config):
@@ -226,7 +243,51 @@ class RecommenderConfig(Config):
     negatives: int = Field(0, ge=0, description="sampled negatives a step, shared by the batch; 0 is the full softmax")
     mask_false_negatives: float = Field(0.99, gt=0, le=1, description="negatives nearer to the target are masked")
     scale: float = Field(14.2857, gt=0, le=100, description="start of the learnable scale (1/temperature), cap 100")
+    optim: OptimConfig = OptimConfig(epochs=12, batch_size=16, lr=2e-3)
+
+
+class PatchConfig(Config):
+    """PatchRec only: how a history is shortened before the LLM reads it."""
+
+    session: int = Field(5, ge=1, description="items that make one session patch in the oldest part of a history")
+    items: int = Field(50, ge=1, description="items read as one patch each, between the oldest part and the texts")
+    texts: int = Field(5, ge=1, description="last items, read token by token")
+
+
+class BaselineConfig(Config):
+    """A system to compare with, under the same training loop, loss, negatives, early stopping and evaluation."""
+
+    kind: Literal[
+        "gru4rec",
+        "sasrec",
+        "hstu",
+        "morec",
+        "hllm",
+        "patchrec",
+        "popularity",
+        "recent-popularity",
+        "itemknn",
+        "ease",
+    ] = Field("sasrec", description="the closed forms (last four) tune themselves on validation and read nothing below")
+    width: int = Field(64, ge=8, description="dimension of item vectors, states and blocks")
+    layers: int = Field(2, ge=1, description="blocks, or GRU layers")
+    heads: int = Field(2, ge=1, description="attention heads")
+    dropout: float = Field(0.2, ge=0, lt=1, description="on inputs and inside the blocks")
+    length: int = Field(200, ge=1, description="last items that are read")
+    time: bool = Field(True, description="hstu only: relative time bias, the request's own time included")
+    cooccurrence: bool = Field(False, description="models with ids: start the embeddings as HyMiRec does")
+    window: int = Field(10, ge=1, description="co-occurrence: steps between two items of a history")
+    patch: PatchConfig = PatchConfig()
+    negatives: int = Field(0, ge=0, description="sampled negatives a step, shared by the batch; 0 is the full softmax")
+    mask_false_negatives: float = Field(0.99, gt=0, le=1, description="negatives nearer to the target are masked")
+    scale: float = Field(14.2857, gt=0, le=100, description="start of the learnable scale (1/temperature), cap 100")
     optim: OptimConfig = OptimConfig(epochs=12, batch_size=64, lr=2e-3)
+
+    @model_validator(mode="after")
+    def _heads(self) -> BaselineConfig:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"baseline.width={self.width} must be a multiple of 2 x baseline.heads={self.heads}")
+        return self
 
 
 class EvaluationConfig(Config):
@@ -236,6 +297,18 @@ class EvaluationConfig(Config):
     batch_users: int = Field(256, ge=1, description="users ranked at once; does not change a metric")
     mask_history: bool = Field(True, description="items of the user's own history are not ranked")
     bootstrap: int = Field(1000, ge=0, description="resamples of the interval; 0 prints none")
+    list_k: int = Field(10, ge=1, description="length of the lists that coverage, Gini and novelty are taken of")
+    history_bins: tuple[int, ...] = Field(
+        (20, 50, 100, 200, 500), min_length=1, description="users by events before the target: up to each, and beyond"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> EvaluationConfig:
+        if min(self.ks) < 1 or len(set(self.ks)) < len(self.ks):
+            raise ValueError(f"evaluation.ks={list(self.ks)} must be different numbers from 1 on")
+        if list(self.history_bins) != sorted(set(self.history_bins)):
+            raise ValueError(f"evaluation.history_bins={list(self.history_bins)} must ascend")
+        return self
 
 
 class RetrievalConfig(Config):
@@ -273,6 +346,9 @@ class PipelineConfig(Config):
     encoder: EncoderConfig = EncoderConfig()
     codebook: CodebookConfig = CodebookConfig()
     recommender: RecommenderConfig = RecommenderConfig()
+    baseline: BaselineConfig | None = Field(
+        None, description="given: this system is trained and evaluated in place of HyMiRec"
+    )
     evaluation: EvaluationConfig = EvaluationConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     compute: ComputeConfig = ComputeConfig()

@@ -1,5 +1,7 @@
 """The pipeline: eight steps, each a directory of the run that is done once its manifest is there.
 
+With `baseline` in the config it is data, that baseline, evaluation; a closed form is fitted in the evaluation.
+
 A step runs when its inputs (its part of the config and the manifests of the steps it needs) are not the ones that its
 manifest holds. Killing the pipeline anywhere and running the same command again ends in the same artifacts.
 """
@@ -18,15 +20,18 @@ import hymirec
 from hymirec.artifacts import TIMING, Manifest, Step, read_json, write_atomic, write_json
 from hymirec.bundle import write_bundle
 from hymirec.catalog.fingerprint import source_fingerprint
-from hymirec.config import OptimConfig, PipelineConfig, dump
+from hymirec.config import EncoderConfig, OptimConfig, PipelineConfig, dump
 from hymirec.encoder.task import Stage1Task
+from hymirec.errors import ConfigError
 from hymirec.evaluation.evaluate import write_evaluation
+from hymirec.recommender.baselines.registry import CLOSED_FORMS, TEXT_MODELS
+from hymirec.recommender.baselines.task import BaselineTask
 from hymirec.recommender.task import HybridTask
 from ray_jobs.codebook import codebook_step, codes_step
 from ray_jobs.console import OnProgress, Screen
 from ray_jobs.encode import encode_step
 from ray_jobs.prepare import prepare_step
-from ray_jobs.trainer import PROGRESS, TaskFactory, followed, train_on_ray
+from ray_jobs.trainer import PROGRESS, TaskFactory, followed, peak_memory, train_on_ray
 
 
 @dataclass(frozen=True)
@@ -86,12 +91,22 @@ def _recommender(work: Work) -> Mapping[str, Any]:
     return _trained(HybridTask, work.config.recommender.optim, work)
 
 
+def _baseline(work: Work) -> Mapping[str, Any]:
+    assert work.config.baseline is not None
+    return _trained(BaselineTask, work.config.baseline.optim, work)
+
+
 def _evaluate(work: Work) -> Mapping[str, Any]:
-    job = ray.remote(write_evaluation).options(
+    job = ray.remote(_evaluated).options(
         num_cpus=work.config.compute.cpus_per_worker, num_gpus=1 if work.config.compute.use_gpu else 0
     )
     ray.get(job.remote(work.run_dir, work.config, work.step.dir))
     return {}
+
+
+def _evaluated(run_dir: Path, config: PipelineConfig, out: Path) -> None:
+    write_evaluation(run_dir, config, out)
+    write_json(out / TIMING, peak_memory(config.compute))
 
 
 def _bundle(work: Work) -> Mapping[str, Any]:
@@ -99,6 +114,7 @@ def _bundle(work: Work) -> Mapping[str, Any]:
     return {}
 
 
+EVALUATE = "rank the whole catalogue for every user"
 STEPS = (
     StepSpec("data", "read and split the interactions", (), lambda c: (c.data, c.seed), _prepare),
     StepSpec(
@@ -126,7 +142,7 @@ STEPS = (
     ),
     StepSpec(
         "evaluation",
-        "rank the whole catalogue for every user",
+        EVALUATE,
         ("data", "codebook", "codes", "recommender"),
         lambda c: (c.evaluation, c.seed),
         _evaluate,
@@ -141,21 +157,61 @@ STEPS = (
 )
 
 
-def run_pipeline(config: PipelineConfig, screen: Screen) -> Path:
-    """Bring every step of the run up to date; returns the bundle's directory."""
+BASELINE_STEPS = (
+    STEPS[0],
+    StepSpec(
+        "baseline",
+        "train the baseline",
+        ("data",),
+        lambda c: (c.baseline, *_read_texts(c), c.seed, _numerics(c)),
+        _baseline,
+    ),
+    StepSpec("evaluation", EVALUATE, ("data", "baseline"), lambda c: (c.evaluation, c.seed), _evaluate),
+)
+CLOSED_FORM_STEPS = (
+    STEPS[0],
+    StepSpec(
+        "evaluation",
+        f"fit the baseline and {EVALUATE}",
+        ("data",),
+        lambda c: (c.evaluation, c.seed, _kind(c)),
+        _evaluate,
+    ),
+)
+
+
+def _read_texts(config: PipelineConfig) -> tuple[EncoderConfig, ...]:
+    return (config.encoder,) if _kind(config) in TEXT_MODELS else ()
+
+
+def _kind(config: PipelineConfig) -> str | None:
+    return config.baseline.kind if config.baseline else None
+
+
+def steps_of(config: PipelineConfig) -> tuple[StepSpec, ...]:
+    """The steps of the config's run."""
+    if config.baseline is None:
+        return STEPS
+    return CLOSED_FORM_STEPS if _kind(config) in CLOSED_FORMS else BASELINE_STEPS
+
+
+def run_pipeline(config: PipelineConfig, screen: Screen, last: str | None = None) -> Path:
+    """Bring every step of the run, or those up to `last`, up to date; returns the directory of the last one."""
     run_dir = config.directory
     manifests: dict[str, Manifest] = {}
     write_config(config)
-    for number, spec in enumerate(STEPS, start=1):
+    last = last or steps_of(config)[-1].name
+    steps = steps_until(config, last)
+    for number, spec in enumerate(steps, start=1):
         step = make_step(spec, config, manifests)
         manifest = step.done()
         if manifest is not None:
-            screen.skipped(number, len(STEPS), spec.title)
+            screen.skipped(number, len(steps), spec.title)
         else:
-            with screen.step(number, len(STEPS), spec.title) as on_progress:
+            with screen.step(number, len(steps), spec.title) as on_progress:
                 manifest = run_step(spec, Work(config, run_dir, step, on_progress))
         manifests[spec.name] = manifest
-    return run_dir / "bundle"
+    return run_dir / last
 
 
 def write_config(config: PipelineConfig) -> None:
@@ -163,9 +219,18 @@ def write_config(config: PipelineConfig) -> None:
     write_atomic(config.directory / "config.yaml", dump(config).encode())
 
 
-def steps_until(last: str) -> tuple[StepSpec, ...]:
-    """The steps up to and with `last`."""
-    return STEPS[: [spec.name for spec in STEPS].index(last) + 1]
+def steps_until(config: PipelineConfig, last: str) -> tuple[StepSpec, ...]:
+    """The steps of the config's run up to and with `last`."""
+    steps = steps_of(config)
+    return steps[: [spec.name for spec in steps].index(last) + 1]
+
+
+def trained_step(config: PipelineConfig) -> str:
+    """The step that trains what the run is about. Raises ConfigError for a closed form, which has none."""
+    kind = _kind(config)
+    if kind in CLOSED_FORMS:
+        raise ConfigError(f"baseline.kind={kind} tunes itself while it is evaluated; run ray_jobs/train.py with it")
+    return "recommender" if kind is None else "baseline"
 
 
 def make_step(spec: StepSpec, config: PipelineConfig, manifests: Mapping[str, Manifest]) -> Step:

@@ -12,9 +12,11 @@ from hymirec.artifacts import read_json
 
 
 def print_summary(console: Console, run_dir: Path) -> None:
-    """Print the metrics of the evaluation step and the bytes of the codebook step."""
+    """Print the metrics of the evaluation step and, for HyMiRec's own run, the bytes of the codebook step."""
     console.print(metrics_table(read_json(run_dir / "evaluation" / "metrics.json")))
-    console.print(bytes_table(read_json(run_dir / "codebook" / "report.json")))
+    report = run_dir / "codebook" / "report.json"
+    if report.is_file():
+        console.print(bytes_table(read_json(report)))
 
 
 def metrics_table(metrics: dict[str, Any]) -> Table:

@@ -31,11 +31,10 @@ from hymirec.config import Config, PipelineConfig, dump, load, override, parse
 from hymirec.errors import ModelError
 from ray_jobs.cluster import connect
 from ray_jobs.console import Screen, log_to_file, spoken_errors
-from ray_jobs.pipeline import Work, make_step, run_step
-from ray_jobs.variants import SPECS, StepPool, cause, in_home, runs_at_once
+from ray_jobs.pipeline import Work, make_step, run_step, steps_until, trained_step
+from ray_jobs.variants import StepPool, cause, in_home, runs_at_once
 
 METRIC = "ndcg@10"
-SHARED, TRAINED = "codes", "recommender"
 # A trial ends when its training does. ASHA would also end it at a last epoch, before it has written its model.
 NO_LAST_EPOCH = 10**6
 # What a trial's own process takes; the workers of its training ask for theirs.
@@ -117,8 +116,8 @@ class SharedSteps:
         self._pool = StepPool(root, reuse, at_once, lambda line: None)
 
     async def bring(self, config: PipelineConfig) -> dict[str, Manifest]:
-        """Bring a run up to its codes."""
-        return await self._pool.bring(config, SHARED)
+        """Bring a run up to what its training reads."""
+        return await self._pool.bring(config, steps_until(config, trained_step(config))[-2].name)
 
 
 def trial(point: Point, base: PipelineConfig, root: Path, steps: ActorHandle) -> None:
@@ -126,7 +125,7 @@ def trial(point: Point, base: PipelineConfig, root: Path, steps: ActorHandle) ->
     name = str(tune.get_context().get_trial_id())
     config = at(base, point, name, root / name)
     manifests = ray.get(steps.bring.remote(config))
-    spec = SPECS[TRAINED]
+    spec = steps_until(config, trained_step(config))[-1]
     step = make_step(spec, config, manifests)
     if step.done() is None:
         run_step(spec, Work(config, config.directory, step, lambda done, total: None))
@@ -183,8 +182,11 @@ def make_tuner(settings: SweepConfig, base: PipelineConfig, steps: ActorHandle, 
     )
 
 
-def trial_rows(results: tune.ResultGrid, root: Path) -> list[dict[str, Any]]:
-    """All trials, the best first: point, best NDCG@10 and its epoch, epochs that were run, how it ended."""
+def trial_rows(results: tune.ResultGrid, root: Path, trained: str) -> list[dict[str, Any]]:
+    """All trials, the best first: point, best NDCG@10 and its epoch, epochs that were run, how it ended.
+
+    `trained` names the step that a trial trains.
+    """
     rows = []
     for result in results:
         # A trial that is started again may get another directory from Ray Tune, but keeps its id.
@@ -194,7 +196,7 @@ def trial_rows(results: tune.ResultGrid, root: Path) -> list[dict[str, Any]]:
         if frame is not None and METRIC in frame:
             best = frame.loc[frame[METRIC].idxmax()]
             row |= {METRIC: float(best[METRIC]), "epoch": int(best["epoch"]), "epochs": int(frame["epoch"].max())}
-        whole = (root / name / TRAINED / MANIFEST).is_file()
+        whole = (root / name / trained / MANIFEST).is_file()
         row["ended"] = f"failed: {cause(result.error)}" if result.error else "finished" if whole else "early"
         rows.append(row)
     return sorted(rows, key=lambda row: -row.get(METRIC, -1.0))
@@ -225,7 +227,7 @@ def write_results(settings: SweepConfig, base: PipelineConfig, rows: list[dict[s
         raise ModelError(f"no trial finished an epoch; the first one {rows[0]['ended']}. See {out / 'sweep.md'}")
     for row in rows:
         if row["ended"] == "early":
-            shutil.rmtree(out / "trials" / row["trial"] / TRAINED, ignore_errors=True)
+            shutil.rmtree(out / "trials" / row["trial"] / trained_step(base), ignore_errors=True)
     best = at(base, rows[0]["point"], f"{settings.name}-best")
     write_atomic(out / "best.yaml", dump(best).encode())
     return best
@@ -240,13 +242,14 @@ def main(
     screen = Screen()
     with spoken_errors(screen, Path("the sweep's logs/sweep.log")):
         base, settings = load(PipelineConfig, config, assignments or ()), load(SweepConfig, space)
+        trained = trained_step(base)
         at(base, {key: domain.example for key, domain in settings.space.items()}, settings.name)
         log_to_file(settings.directory / "logs" / "sweep.log")
         connect(base.compute)
         at_once = settings.at_once or runs_at_once(base.compute)
         trials = settings.directory / "trials"
         steps = SharedSteps.remote(str(Path.cwd()), trials, [in_home(path) for path in settings.reuse], at_once)
-        rows = trial_rows(make_tuner(settings, base, steps, at_once).fit(), trials)
+        rows = trial_rows(make_tuner(settings, base, steps, at_once).fit(), trials, trained)
         write_results(settings, base, rows)
     best = rows[0]
     screen.console.print(f"best: NDCG@10 {best[METRIC]:.4f} at {best['point']}", markup=False, soft_wrap=True)

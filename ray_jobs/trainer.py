@@ -104,7 +104,7 @@ def _worker(work: dict[str, _Work]) -> None:
     task = job.factory(job.config, job.run_dir)
     reporter = RayReporter(job.out)
     result = fit(task, job.optim, compute, job.config.seed, reporter)
-    peak = _peak_memory(compute)
+    peak = peak_memory(compute)
     if reporter.rank == 0:
         model = task.build()
         load_weights(model, result.state)
@@ -113,7 +113,7 @@ def _worker(work: dict[str, _Work]) -> None:
         write_json(job.out / TIMING, peak)
 
 
-def _peak_memory(compute: ComputeConfig) -> dict[str, int]:
+def peak_memory(compute: ComputeConfig) -> dict[str, int]:
     """Peak memory of the largest worker so far, in MiB; a collective."""
     used = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10]
     if compute.use_gpu:

@@ -15,14 +15,13 @@ from pathlib import Path
 import ray
 from ray.exceptions import RayTaskError
 
-from hymirec.artifacts import Manifest, Step, read_manifest, verify
+from hymirec.artifacts import MANIFEST, Manifest, Step, read_manifest, verify
 from hymirec.config import ComputeConfig, PipelineConfig, load
 from hymirec.errors import ArtifactError, HyMiRecError
 from ray_jobs.cluster import home
 from ray_jobs.console import log_to_file
-from ray_jobs.pipeline import STEPS, StepSpec, Work, make_step, run_step, steps_until, write_config
+from ray_jobs.pipeline import StepSpec, Work, make_step, run_step, steps_until, write_config
 
-SPECS = {spec.name: spec for spec in STEPS}
 Tell = Callable[[str], None]
 
 
@@ -64,9 +63,8 @@ class StepPool:
         self._making: dict[tuple[str, str], asyncio.Task[Path]] = {}
         self._finished: dict[tuple[str, str], list[Path]] = defaultdict(list)
         for run_dir in [*sorted(root.glob("*")), *reuse]:
-            for name in SPECS:
-                if (run_dir / name / "manifest.json").is_file():
-                    self._note(run_dir / name)
+            for manifest in sorted(run_dir.glob(f"*/{MANIFEST}")):
+                self._note(manifest.parent)
 
     def _note(self, directory: Path) -> None:
         try:
@@ -82,7 +80,7 @@ class StepPool:
         """
         write_config(config)
         manifests: dict[str, Manifest] = {}
-        for spec in steps_until(last):
+        for spec in steps_until(config, last):
             step = make_step(spec, config, manifests)
             key = (spec.name, step.inputs)
             if key not in self._making:
@@ -128,7 +126,8 @@ def _run(name: str, config: PipelineConfig, step: Step, cwd: str) -> None:
     if Path(cwd).is_dir():
         os.chdir(cwd)
     log_to_file(config.directory / "logs" / "pipeline.log")
+    spec = steps_until(config, name)[-1]
     try:
-        run_step(SPECS[name], Work(config, config.directory, step, lambda done, total: None))
+        run_step(spec, Work(config, config.directory, step, lambda done, total: None))
     except HyMiRecError as e:
-        raise HyMiRecError(f"{SPECS[name].title}: {e}") from None
+        raise HyMiRecError(f"{spec.title}: {e}") from None

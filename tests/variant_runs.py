@@ -33,6 +33,6 @@ def make_until_codes(config: PipelineConfig) -> None:
         "codes": lambda: None,
     }
     manifests: dict[str, Manifest] = {}
-    for spec in steps_until("codes"):
+    for spec in steps_until(config, "codes"):
         makers[spec.name]()
         manifests[spec.name] = make_step(spec, config, manifests).commit()

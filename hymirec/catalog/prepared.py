@@ -153,6 +153,12 @@ class Sequences:
         first, last = self._bounds(user, split)
         return self._slice(start + first, start + last)
 
+    def training_events(self) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
+        """User rows, items and times of each user's first n_train events, user by user in time order, all (E,)."""
+        user = np.repeat(np.arange(len(self)), np.diff(self.offsets))
+        kept = np.arange(len(self.items)) - self.offsets[user] < self.n_train[user]
+        return user[kept], self.items[kept], self.ts[kept]
+
     def _bounds(self, user: int, split: Split) -> tuple[int, int]:
         n_train, n_val = int(self.n_train[user]), int(self.n_val[user])
         length = int(self.offsets[user + 1] - self.offsets[user])

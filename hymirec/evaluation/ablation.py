@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hymirec.artifacts import TIMING, read_json
+from hymirec.artifacts import read_json
 from hymirec.evaluation.bootstrap import interval, paired_p_value
-from hymirec.evaluation.evaluate import open_ranks
+from hymirec.evaluation.evaluate import open_ranks, training_costs
 
 Floats = NDArray[np.float64]
 SHOWN = ("R@10", "N@10", "R@200", "N@200")
@@ -69,7 +69,8 @@ class RunFigures:
         model = read_json(run_dir / "evaluation" / "metrics.json")["models"][0]
         ranks = open_ranks(run_dir, model["model"])
         ks = [int(name[2:]) for name in model if re.fullmatch(r"R@\d+", name)]
-        told = model | read_json(run_dir / "codebook" / "report.json") | read_json(run_dir / "recommender" / TIMING)
+        codebook = run_dir / "codebook" / "report.json"
+        told = model | (read_json(codebook) if codebook.is_file() else {}) | training_costs(run_dir)
         costs = {name: float(told[name]) for name in COSTS if name in told}
         return cls(model["items"], ranks.targets, ranks.per_user(ks), costs)
 

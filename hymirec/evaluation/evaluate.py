@@ -1,12 +1,13 @@
 """Evaluate a recommender and baselines: full ranking for every user that has a target in a split.
 
-B users of a batch  S interests  W width  N catalogue
+The protocol is in docs/evaluation.md. B users of a batch  S interests  W width  N catalogue
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,67 +15,46 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hymirec.artifacts import TIMING, read_json, write_atomic, write_json
 from hymirec.catalog.prepared import Catalog, Sequences
 from hymirec.catalog.schemas import Split
 from hymirec.codebook import open_codebook
 from hymirec.config import EvaluationConfig, PipelineConfig
 from hymirec.errors import DataError
-from hymirec.evaluation.bootstrap import interval
-from hymirec.evaluation.metrics import means, per_user
+from hymirec.evaluation.ranks import Ranks
 from hymirec.evaluation.report import to_markdown
+from hymirec.evaluation.result import EvaluationResult, Tally
 from hymirec.recommender.baselines import Baseline, History, Popularity, RecentPopularity
+from hymirec.recommender.baselines.registry import CLOSED_FORMS, title
+from hymirec.recommender.baselines.sequential import SequentialBaseline
+from hymirec.recommender.baselines.task import open_baseline
+from hymirec.recommender.contract import Recommender
 from hymirec.recommender.hybrid import HybridModel
 from hymirec.recommender.losses import overlap
-from hymirec.recommender.ranking import score_ranks
-from hymirec.recommender.requests import split_ranks, split_targets, users_with_targets
+from hymirec.recommender.ranking import rank, rank_scores
+from hymirec.recommender.requests import split_interests, split_targets, users_with_targets
 
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class EvaluationResult:
-    """Metrics of one model on one split. `per_user` holds (U,) values in the order of the users' rows."""
-
-    model: str
-    split: Split
-    users: int
-    items: int
-    per_user: dict[str, Floats] = field(repr=False)
-    overlap: float | None = None
-
-    @property
-    def means(self) -> dict[str, float]:
-        """Mean of each metric over the users."""
-        return means(self.per_user)
-
-    def as_row(self, resamples: int, seed: int) -> dict[str, Any]:
-        """One object of `docs/results/*.json`: metrics, with 95 % intervals at 10 (or at the first K)."""
-        row: dict[str, Any] = {"model": self.model, "split": self.split, "users": self.users, "items": self.items}
-        row |= self.means
-        at = "10" if "R@10" in self.per_user else next(iter(self.per_user)).split("@")[1]
-        for name in (f"R@{at}", f"N@{at}"):
-            bounds = interval(self.per_user[name], resamples, seed)
-            if bounds:
-                row[f"{name}_ci"] = list(bounds)
-        return row if self.overlap is None else row | {"overlap": self.overlap}
+OURS = "HyMiRec"
+RANKS_DIR = "ranks"
 
 
 def evaluate_model(
-    model: HybridModel, sequences: Sequences, split: Split, config: EvaluationConfig, name: str = "HyMiRec"
+    model: Recommender, sequences: Sequences, split: Split, config: EvaluationConfig, name: str = OURS
 ) -> EvaluationResult:
     """Rank all items for all users with a model that is ready to serve (`HybridModel.open`).
 
     Raises DataError when no user has a target in the split.
     """
     users = _users(sequences, split)
-    ranks: dict[int, NDArray[np.int64]] = {}
     cosine = 0.0
-    batches = split_ranks(model, sequences, split, users, config.batch_users, config.mask_history)
-    for chosen, found, interests in batches:
-        ranks.update(zip(chosen.tolist(), found, strict=True))
-        cosine += float(overlap(interests)) * len(chosen)
-    values = _per_user([ranks[int(user)] for user in users], config.ks)
-    return EvaluationResult(name, split, len(users), model.config.items, values, cosine / len(users))
+    with torch.no_grad():
+        vectors_NW = model.item_vectors().float()
+        tally = Tally(sequences, split, len(vectors_NW), config)
+        for chosen, interests in split_interests(model, sequences, split, users, config.batch_users):
+            targets, masked = split_targets(sequences, chosen, split, config.mask_history)
+            tally.add(chosen, targets, rank(interests, vectors_NW, targets, masked, config.list_k))
+            cosine += float(overlap(interests)) * len(chosen)
+    return tally.result(name, cosine / len(users))
 
 
 def evaluate_baseline(
@@ -85,7 +65,7 @@ def evaluate_baseline(
     Raises DataError when no user has a target in the split.
     """
     users = _users(sequences, split)
-    ranks: list[NDArray[np.int64]] = []
+    tally = Tally(sequences, split, catalog.size, config)
     for start in range(0, len(users), config.batch_users):
         chosen = users[start : start + config.batch_users]
         histories = [
@@ -93,31 +73,94 @@ def evaluate_baseline(
         ]
         targets, masked = split_targets(sequences, chosen, split, config.mask_history)
         scores = torch.from_numpy(np.array(baseline.score(histories), np.float32))
-        ranks.extend(score_ranks(scores, targets, masked))
-    return EvaluationResult(baseline.name, split, len(users), catalog.size, _per_user(ranks, config.ks))
+        tally.add(chosen, targets, rank_scores(scores, targets, masked, config.list_k))
+    return replace(tally.result(baseline.name), settings=baseline.settings)
+
+
+def run_results(run_dir: Path, config: PipelineConfig, split: Split = "test") -> list[EvaluationResult]:
+    """Evaluate HyMiRec, or the baseline that the run is about, with popularity beside it; the run's own comes first.
+
+    A closed form is fitted here.
+    """
+    sequences, catalog = Sequences.open(run_dir / "data"), Catalog.open(run_dir / "data")
+    evaluation, settings = config.evaluation, config.baseline
+    baselines: list[Baseline] = [Popularity(), RecentPopularity()]
+    results: list[EvaluationResult] = []
+    if settings is not None and settings.kind in CLOSED_FORMS:
+        baselines.insert(0, CLOSED_FORMS[settings.kind](evaluation.mask_history))
+    else:
+        model, name = _opened(run_dir, config, catalog)
+        results.append(evaluate_model(model, sequences, split, evaluation, name))
+    for baseline in baselines:
+        if all(baseline.name != result.model for result in results):
+            baseline.fit(sequences, catalog)
+            results.append(evaluate_baseline(baseline, sequences, catalog, split, evaluation))
+    return results
+
+
+def _opened(run_dir: Path, config: PipelineConfig, catalog: Catalog) -> tuple[Recommender, str]:
+    """The model that a run trained, and its name."""
+    model: HybridModel | SequentialBaseline
+    if config.baseline is None:
+        items = open_codebook(run_dir / "codebook").open_items(run_dir / "codes")
+        model, name = HybridModel.open(run_dir / "recommender", items), OURS
+    else:
+        model, name = open_baseline(run_dir / "baseline", catalog), title(config.baseline)
+    if config.compute.use_gpu and torch.cuda.is_available():
+        torch.nn.Module.to(model, "cuda")
+    return model, name
+
+
+def report(results: Sequence[EvaluationResult], config: PipelineConfig) -> dict[str, Any]:
+    """{"metrics": {"split", "mask_history", "models": [row, ...]}, "markdown": table} of results on one split."""
+    evaluation = config.evaluation
+    rows = [result.as_row(evaluation.bootstrap, config.seed) for result in results]
+    return {
+        "metrics": {"split": results[0].split, "mask_history": evaluation.mask_history, "models": rows},
+        "markdown": to_markdown(rows, evaluation.mask_history),
+    }
 
 
 def evaluate_run(run_dir: Path, config: PipelineConfig, split: Split = "test") -> dict[str, Any]:
-    """Evaluate the recommender of a run, with popularity beside it; writes nothing.
+    """The `report` of a run's `run_results`; writes nothing."""
+    return report(run_results(run_dir, config, split), config)
 
-    Returns {"metrics": {"split", "mask_history", "models": [row, ...]}, "markdown": table}; the first row is HyMiRec.
+
+def write_evaluation(run_dir: Path, config: PipelineConfig, out: Path, split: Split = "test") -> None:
+    """Evaluate a run and write `metrics.json`, `metrics.md` and each model's `ranks/MODEL.parquet` into `out`."""
+    results = run_results(run_dir, config, split)
+    found = report(results, config)
+    write_json(out / "metrics.json", found["metrics"])
+    write_atomic(out / "metrics.md", found["markdown"].encode())
+    for result in results:
+        result.ranks.save(ranks_path(out, result.model))
+
+
+def ranks_path(evaluation_dir: Path, model: str = OURS) -> Path:
+    """Where `write_evaluation` puts the ranks of a model."""
+    return evaluation_dir / RANKS_DIR / f"{slug(model)}.parquet"
+
+
+def open_ranks(run_dir: Path, model: str = OURS) -> Ranks:
+    """The ranks that a finished run keeps of a model. Raises ArtifactMissingError when there are none."""
+    return Ranks.open(ranks_path(run_dir / "evaluation", model))
+
+
+def training_costs(run_dir: Path) -> dict[str, float]:
+    """`seconds` and peak memory (MiB) of what trained the run's model, a closed form's evaluation included.
+
+    Empty for a run that was not made by the pipeline.
     """
-    sequences, catalog = Sequences.open(run_dir / "data"), Catalog.open(run_dir / "data")
-    items = open_codebook(run_dir / "codebook").open_items(run_dir / "codes")
-    model = HybridModel.open(run_dir / "recommender", items)
-    if config.compute.use_gpu and torch.cuda.is_available():
-        torch.nn.Module.to(model, "cuda")
-    evaluation = config.evaluation
-    results = [evaluate_model(model, sequences, split, evaluation)]
-    baselines: Sequence[Baseline] = (Popularity(), RecentPopularity())
-    for baseline in baselines:
-        baseline.fit(sequences, catalog)
-        results.append(evaluate_baseline(baseline, sequences, catalog, split, evaluation))
-    rows = [result.as_row(evaluation.bootstrap, config.seed) for result in results]
-    return {
-        "metrics": {"split": split, "mask_history": evaluation.mask_history, "models": rows},
-        "markdown": to_markdown(rows, evaluation.mask_history),
-    }
+    for step in ("recommender", "baseline", "evaluation"):
+        if (run_dir / step / TIMING).is_file():
+            costs: dict[str, float] = read_json(run_dir / step / TIMING)
+            return costs
+    return {}
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's name: lower case, `-` for what is neither letter nor digit."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _users(sequences: Sequences, split: Split) -> NDArray[np.int64]:
@@ -125,8 +168,3 @@ def _users(sequences: Sequences, split: Split) -> NDArray[np.int64]:
     if not len(users):
         raise DataError(f"no user has a target in the {split} split; look at data.split and its shares")
     return users
-
-
-def _per_user(ranks: list[NDArray[np.int64]], ks: Sequence[int]) -> dict[str, Floats]:
-    owner = np.repeat(np.arange(len(ranks)), [len(own) for own in ranks])
-    return per_user(np.concatenate(ranks), owner, ks, len(ranks))

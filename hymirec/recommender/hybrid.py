@@ -4,7 +4,9 @@
     [coarse + indicator ; start ; recent items ; queries] --> LLM --> refined interests r_0 .. r_{S-1}
 
 r_0 is the LLM's state at the last item, r_j = state at the last item + head_j(state at query j): a fresh query lags an
-item token, which carries its own embedding, so the others start from the trunk. All are unit vectors of item space.
+item token, which carries its own embedding, so the others start from the trunk. To each is added a sum of the recent
+items' own vectors with a memory of its own (`recency`). The first is a unit vector of item space; the others are as
+long as their gate is open (0..1), so that a user with one interest is answered by one.
 
 Padding: recent items stand on the left of their row and padding on the right in training; `interests` takes either
 side. `coarse` takes padding anywhere. Results do not depend on padding or batch size beyond rounding (1e-5).
@@ -31,12 +33,15 @@ from hymirec.recommender.codes import CodeTable
 from hymirec.recommender.contract import Reach
 from hymirec.recommender.items import ItemEmbedder
 from hymirec.recommender.light import LightTower
-from hymirec.recommender.llm import empty_llm
+from hymirec.recommender.llm import drop_outputs, empty_llm, start_blocks
 from hymirec.recommender.losses import Candidates, Twins
 from hymirec.recommender.masks import TimeBias, additive, pack
 from hymirec.recommender.objective import Objective, objective_losses
+from hymirec.recommender.recency import RecencyKernels
 from hymirec.recommender.ticks import BUCKETS, NO_AGE, age_buckets
 
+# Where the gate of an interest starts: sigmoid(4) = .98.
+OPEN_GATE = 4.0
 SERVING_FILE = "item_vectors.safetensors"
 
 
@@ -77,6 +82,8 @@ class HybridModel(PreTrainedModel):
         self.reach = Reach.of(settings)
         item, light, dmil = settings.item, settings.light, settings.dmil
         self.llm = empty_llm(config.llm, settings.llm.gradient_checkpointing)
+        if settings.llm.preset == "tiny":
+            drop_outputs(self.llm, settings.llm.dropout)
         hidden, heads = self.llm.config.hidden_size, self.llm.config.num_attention_heads
         self.items = ItemEmbedder(config.items, item.width, config.content_width, item.text, item.ids)
         self.coarse_count = light.queries if light.enabled else 0
@@ -93,7 +100,9 @@ class HybridModel(PreTrainedModel):
         self.time_bias = TimeBias(heads) if settings.llm.time else None
         self.gap = nn.Embedding(BUCKETS, hidden) if settings.llm.time else None
         self.query_JH = nn.Parameter(torch.empty(dmil.interests - 1, hidden))
+        self.recency = RecencyKernels(dmil.interests, item.lags) if item.lags else None
         self.heads = nn.ModuleList([nn.Linear(hidden, item.width) for _ in range(dmil.interests - 1)])
+        self.gate = nn.Linear(hidden, 1) if dmil.interests > 1 else None
         # One element, not a scalar: DeepSpeed cannot broadcast a tensor without dimensions.
         self.log_scale = nn.Parameter(torch.tensor([settings.scale]).log())
         self.dropout = nn.Dropout(settings.llm.dropout)
@@ -116,6 +125,8 @@ class HybridModel(PreTrainedModel):
         Item space passes through the LLM's residual stream unchanged at first (identity in and out), so an untrained
         model answers with the neighbours of the last item.
         """
+        if self.settings.llm.preset == "tiny":
+            start_blocks(self.llm)
         nn.init.eye_(self.item_in.weight)
         nn.init.eye_(self.state_out.weight)
         # A unit vector has entries of W^-1/2; the LLM's blocks expect entries near 1.
@@ -128,6 +139,11 @@ class HybridModel(PreTrainedModel):
             nn.init.zeros_(self.coarse_in.bias)
         if self.gap is not None:
             nn.init.zeros_(self.gap.weight)
+        if self.gate is not None:
+            nn.init.zeros_(self.gate.weight)
+            nn.init.constant_(self.gate.bias, OPEN_GATE)
+        if self.recency is not None:
+            self.recency.reset_parameters()
         for head in self.heads:
             for parameter in head.parameters():
                 nn.init.zeros_(parameter)
@@ -228,7 +244,7 @@ class HybridModel(PreTrainedModel):
         return coarse
 
     def interests(self, coarse_BQH: Tensor, items_BT: Tensor, ts_BT: Tensor, mask_BT: Tensor, now_B: Tensor) -> Tensor:
-        """Interests (B, S, W), unit vectors, of a request at `now_B` after the recent items (oldest first).
+        """Interests (B, S, W), at most unit vectors, of a request at `now_B` after the recent items (oldest first).
 
         At most `llm.recent` items, padded on either side; T may be 0. A row without any item is answered from the
         coarse interests alone.
@@ -261,8 +277,8 @@ class HybridModel(PreTrainedModel):
     ) -> tuple[Tensor, Tensor]:
         """One packed pass: trunk states (B, P, W) after each prefix and interests (B, A, S, W) at the anchors.
 
-        All unit vectors. Items are right-padded; an anchor is a prefix length 0..T; `request_BP[b, p]` is the time of
-        the request after p items.
+        Unit vectors, or shorter ones for gated interests. Items are right-padded; an anchor is a prefix length 0..T;
+        `request_BP[b, p]` is the time of the request after p items.
         """
         batch = len(vectors_BTW)
         anchors, queries = anchors_BA.shape[1], len(self.query_JH)
@@ -283,12 +299,23 @@ class HybridModel(PreTrainedModel):
             position_ids=layout.position_BX,
             use_cache=False,
         ).last_hidden_state
+        # Normed states have entries near 1; item vectors, and the sums of them below, have a length of 1.
+        hidden_BXH = hidden_BXH * hidden_BXH.shape[2] ** -0.5
         state_BPW = self.state_out(hidden_BXH[:, layout.start : layout.first_query])
         last_BAW = state_BPW[torch.arange(batch)[:, None], anchors_BA]
         asked_BAJH = hidden_BXH[:, layout.first_query :].unflatten(1, (anchors, queries))
-        others = [last_BAW + head(asked_BAJH[:, :, j]) for j, head in enumerate(self.heads)]
-        interests_BASW = torch.stack([last_BAW, *others], dim=2)
-        return F.normalize(state_BPW, dim=-1), F.normalize(interests_BASW, dim=-1)
+        start_BAW = last_BAW.detach() if self.settings.dmil.shield_trunk else last_BAW
+        others = [start_BAW + head(asked_BAJH[:, :, j]) for j, head in enumerate(self.heads)]
+        interests = [last_BAW, *others]
+        if self.recency is not None:
+            prefix_1P = torch.arange(state_BPW.shape[1], device=anchors_BA.device)[None]
+            state_BPW = state_BPW + self.recency(vectors_BTW, prefix_1P, 0)
+            interests = [own + self.recency(vectors_BTW, anchors_BA, j) for j, own in enumerate(interests)]
+        interests_BASW = F.normalize(torch.stack(interests, dim=2), dim=-1)
+        if self.gate is not None:
+            weight_BAJ = self.gate(asked_BAJH).squeeze(3).sigmoid()
+            interests_BASW = torch.cat([interests_BASW[:, :, :1], interests_BASW[:, :, 1:] * weight_BAJ[..., None]], 2)
+        return F.normalize(state_BPW, dim=-1), interests_BASW
 
     def _coarse_tokens(self, coarse_BQH: Tensor) -> Tensor:
         assert self.coarse_in is not None

@@ -5,10 +5,11 @@ The token embeddings are cut away (no text enters here), and the padded 4-D mask
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from hymirec.config import LLMConfig
@@ -16,6 +17,8 @@ from hymirec.errors import ConfigError, ModelMissingError
 from hymirec.pretrained import pretrained_dir
 
 # What transformers writes into a config but does not take back, or what says nothing about the architecture.
+# Layers of a Llama block whose output is added to the residual stream.
+WRITERS = ("o_proj", "down_proj")
 _NOT_ARCHITECTURE = frozenset({"transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype"})
 
 
@@ -28,7 +31,7 @@ def llm_architecture(config: LLMConfig) -> dict[str, Any]:
         made: PreTrainedConfig = LlamaConfig(
             vocab_size=1,
             hidden_size=config.hidden_size,
-            intermediate_size=4 * config.hidden_size,
+            intermediate_size=config.expansion * config.hidden_size,
             num_hidden_layers=config.layers,
             num_attention_heads=config.heads,
             max_position_embeddings=4096,
@@ -75,6 +78,31 @@ def empty_llm(architecture: dict[str, Any], gradient_checkpointing: bool) -> Pre
         else:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
     return model
+
+
+def start_blocks(model: PreTrainedModel) -> None:
+    """Fresh weights for the blocks of `tiny`, from torch's current random state.
+
+    What reads the residual stream starts at half of Glorot's size, what writes to it near zero: the untrained stack
+    hardly changes the items that pass through.
+    """
+    for name, module in _linear(model):
+        nn.init.normal_(module.weight, std=0.02 if name.endswith(WRITERS) else 0.5 * module.in_features**-0.5)
+
+
+def drop_outputs(model: PreTrainedModel, share: float) -> None:
+    """Dropout on what each block of a Llama adds to the residual stream; the Hugging Face blocks have none there."""
+    for name, module in _linear(model):
+        if name.endswith(WRITERS):
+            module.register_forward_hook(partial(_dropped, share))
+
+
+def _linear(model: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
+def _dropped(share: float, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return nn.functional.dropout(output, share, module.training)
 
 
 def cut_tokens(model: PreTrainedModel) -> None:

@@ -140,7 +140,7 @@ def _sweep(
     grad_query, grad_vectors, grad_target, grad_scale = grads
     count, interests, _ = rows.query_RSW.shape
     each = (rows.query_RSW.flatten(0, 1) @ vectors_MW.T).view(count, interests, -1)
-    score_RM, best_RM = each.max(dim=1) if interests > 1 else (each[:, 0], None)
+    score_RM, best_RM = _largest(each)
     own_R, own_best_R = (rows.query_RSW @ rows.target_RW[:, :, None]).squeeze(2).max(dim=1)
     candidates.mask(score_RM, rows.target_R, rows.target_RW)
     largest = torch.maximum(score_RM.amax(dim=1), own_R)
@@ -154,7 +154,7 @@ def _sweep(
     pull_R = (own_share / total - 1) * rows.weight_R
     row = torch.arange(count, device=own_best_R.device)
     for interest in range(interests):
-        slope = share_RM if best_RM is None else share_RM.masked_fill(best_RM != interest, 0)
+        slope = share_RM if best_RM is None else share_RM * (best_RM == interest)
         query = rows.query_RSW[:, interest]
         toward = slope @ vectors_MW
         grad_query[where, interest] += toward * scale
@@ -165,6 +165,17 @@ def _sweep(
     grad_target[where] += (pull_R * scale)[:, None] * chosen
     grad_scale += (pull_R * own_R).sum()
     return (losses * rows.weight_R).sum().float()
+
+
+def _largest(score_RSM: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The largest of S scores and which one it is (uint8; None for S = 1); `max(dim=1)` is three times slower here."""
+    largest, which = score_RSM[:, 0], None
+    for interest in range(1, score_RSM.shape[1]):
+        other = score_RSM[:, interest]
+        above = other > largest
+        which = above.to(torch.uint8) if which is None else which.masked_fill_(above, interest)
+        largest = torch.maximum(largest, other)
+    return largest, which
 
 
 def diversity(interests_GSW: Tensor) -> Tensor:
@@ -178,6 +189,7 @@ def overlap(interests_GSW: Tensor) -> Tensor:
 
 
 def _pair_cosines(interests_GSW: Tensor) -> Tensor:
-    gram = interests_GSW @ interests_GSW.transpose(1, 2)
+    unit_GSW = torch.nn.functional.normalize(interests_GSW, dim=2)
+    gram = unit_GSW @ unit_GSW.transpose(1, 2)
     off = ~torch.eye(gram.shape[1], dtype=torch.bool, device=gram.device)
     return gram[:, off]

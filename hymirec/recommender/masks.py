@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hymirec.recommender.bias import bucket_bias
 from hymirec.recommender.ticks import BUCKETS, NO_AGE, age_buckets
 
 
@@ -85,12 +86,12 @@ class TimeBias(nn.Module):
         batch = ts_BT.shape[0]
         asked_BA = request_BP.gather(1, anchors_BA).repeat_interleave(layout.queries, dim=1)
         row_BX = torch.cat([request_BP[:, :1].expand(batch, layout.coarse), request_BP, asked_BA], dim=1)
-        bucket = torch.full_like(layout.allowed_BXX, NO_AGE, dtype=torch.int64)
+        bucket = torch.full_like(layout.allowed_BXX, NO_AGE, dtype=torch.int32)
         first = layout.start + 1
         bucket[:, layout.start :, first : first + layout.items] = age_buckets(
             row_BX[:, layout.start :, None], ts_BT[:, None, :]
         )
-        return self.table[:, bucket].transpose(0, 1)
+        return bucket_bias(self.table, bucket)
 
 
 def additive(layout: PackedLayout, bias: Tensor | None, dtype: torch.dtype) -> Tensor:

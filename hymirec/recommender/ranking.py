@@ -1,16 +1,39 @@
-"""Exact ranks in the full catalogue: every item is scored, the user's history is masked, ties go to the lower index."""
+"""Exact ranks and lists in the full catalogue: masked items are left out, ties go to the lower index.
+
+A score and its item's index make one 64-bit key that orders a whole ranking: keys are distinct, so that a rank is the
+number of larger keys and a list is the largest keys, whatever the chunks and batches are.
+
+B users  S interests  W width  N catalogue  C items of a chunk  K length of a list
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hymirec.errors import ModelError
+
 # Scores of a chunk of items for a batch of users; bounds memory for any catalogue.
 CHUNK_SCORES = 1 << 24
+# Keys that are held at once: they stay in a core's cache.
+CHUNK_KEYS, CHUNK_KEYS_GPU = 1 << 18, 1 << 26
+# Below every key: a masked item.
+MASKED = torch.iinfo(torch.int64).min
+_LOW = (1 << 32) - 1
+
+Items = Sequence[NDArray[np.integer]]
+
+
+class Ranking(NamedTuple):
+    """Of each user: `ranks` (0-based, one a target) and `top_BK`, the first K items, -1 where fewer are left."""
+
+    ranks: list[NDArray[np.int64]]
+    top_BK: NDArray[np.int64]
 
 
 def max_scores(interests_BSW: Tensor, items_NW: Tensor) -> Tensor:
@@ -20,75 +43,90 @@ def max_scores(interests_BSW: Tensor, items_NW: Tensor) -> Tensor:
     return scores.view(batch, interests, -1).amax(dim=1)
 
 
-def target_ranks(
-    interests_BSW: Tensor,
-    items_NW: Tensor,
-    targets: Sequence[NDArray[np.integer]],
-    masked: Sequence[NDArray[np.integer]],
-) -> list[NDArray[np.int64]]:
-    """0-based ranks of each user's targets among all items but the masked ones.
+def rank(interests_BSW: Tensor, items_NW: Tensor, targets: Items, masked: Items, k: int = 0) -> Ranking:
+    """Rank each user's targets among all items but the masked ones, and list the first k of them.
 
-    interests (B, S, W) and items (N, W) are unit vectors. A target is ranked even when it is masked (a repeated item);
-    other targets of the same user count as ordinary items.
+    interests (B, S, W) and items (N, W) are unit vectors. A target is ranked even when it is masked (a repeated item),
+    but is in no list then; other targets of the same user count as ordinary items. Raises ModelError for a NaN.
     """
     step = max(1, CHUNK_SCORES // max(1, interests_BSW.shape[0] * interests_BSW.shape[1]))
 
     def score(start: int, stop: int) -> Tensor:
         return max_scores(interests_BSW, items_NW[start:stop])
 
-    return _ranks(score, len(items_NW), step, targets, masked)
+    return _rank(score, len(items_NW), step, targets, masked, k)
 
 
-def score_ranks(
-    scores_BN: Tensor, targets: Sequence[NDArray[np.integer]], masked: Sequence[NDArray[np.integer]]
-) -> list[NDArray[np.int64]]:
+def rank_scores(scores_BN: Tensor, targets: Items, masked: Items, k: int = 0) -> Ranking:
     """The same from scores of all items (B, N), as baselines give them."""
-    return _ranks(
-        lambda start, stop: scores_BN[:, start:stop].clone(), scores_BN.shape[1], scores_BN.shape[1], targets, masked
-    )
+    n = scores_BN.shape[1]
+    return _rank(lambda start, stop: scores_BN[:, start:stop], n, n, targets, masked, k)
 
 
-def _ranks(
-    score: Callable[[int, int], Tensor],
-    n: int,
-    step: int,
-    targets: Sequence[NDArray[np.integer]],
-    masked: Sequence[NDArray[np.integer]],
-) -> list[NDArray[np.int64]]:
-    """Ranks from a function that gives the scores (B, stop - start) of a range of items, in two passes over ranges."""
-    counts = [len(t) for t in targets]
-    batch, most = len(targets), max(counts, default=0)
-    if most == 0:
-        return [np.empty(0, np.int64) for _ in targets]
-    target_BT = torch.zeros(batch, most, dtype=torch.int64)
+def target_ranks(interests_BSW: Tensor, items_NW: Tensor, targets: Items, masked: Items) -> list[NDArray[np.int64]]:
+    """Only the ranks of `rank`."""
+    return rank(interests_BSW, items_NW, targets, masked).ranks
+
+
+def score_ranks(scores_BN: Tensor, targets: Items, masked: Items) -> list[NDArray[np.int64]]:
+    """Only the ranks of `rank_scores`."""
+    return rank_scores(scores_BN, targets, masked).ranks
+
+
+def _rank(score: Callable[[int, int], Tensor], n: int, step: int, targets: Items, masked: Items, k: int) -> Ranking:
+    """Rank from a function that gives the scores (B, stop - start) of a range of items, in two passes over ranges."""
+    counts = [len(own) for own in targets]
+    spans = [(start, min(n, start + step)) for start in range(0, n, step)]
+    kept_BC = score(0, n) if len(spans) == 1 else None
+    target_BT = _padded(targets, counts)
+    own_BT = torch.zeros(target_BT.shape)
+    # The target's own score comes out of the same product as the others', so that a tie is a tie.
+    for start, stop in spans if target_BT.shape[1] else ():
+        scores_BC = score(start, stop) if kept_BC is None else kept_BC
+        target_BT, own_BT = target_BT.to(scores_BC.device), own_BT.to(scores_BC)
+        own = scores_BC.gather(1, (target_BT - start).clamp(0, stop - start - 1))
+        own_BT = torch.where((target_BT >= start) & (target_BT < stop), own, own_BT)
+    own_BT, ranks_BT = _keys(own_BT, target_BT), torch.zeros_like(target_BT)
+    best_BK = torch.full((len(targets), k), MASKED, device=target_BT.device)
+    for start, stop in spans:
+        scores_BC = score(start, stop) if kept_BC is None else kept_BC
+        index_C = torch.arange(start, stop, device=scores_BC.device)
+        best_BK = best_BK.to(scores_BC.device)
+        rows = max(1, (CHUNK_KEYS_GPU if scores_BC.is_cuda else CHUNK_KEYS) // (stop - start))
+        for block in (slice(first, first + rows) for first in range(0, len(targets), rows)):
+            keys_RC = _keys(scores_BC[block], index_C)
+            _mask(keys_RC, masked[block], start, stop)
+            for column in range(target_BT.shape[1]):
+                ranks_BT[block, column] += (keys_RC > own_BT[block, column, None]).sum(dim=1)
+            if k:
+                best = torch.cat([best_BK[block], keys_RC.topk(min(k, stop - start), dim=1).values], dim=1)
+                best_BK[block] = best.topk(k, dim=1).values
+    top_BK = torch.where(best_BK == MASKED, -1, _LOW - (best_BK & _LOW))
+    return Ranking([ranks_BT[row, :count].cpu().numpy() for row, count in enumerate(counts)], top_BK.cpu().numpy())
+
+
+def _keys(scores: Tensor, index: Tensor) -> Tensor:
+    """Distinct keys that order items as their scores do, ties by lower index; same shape as the scores."""
+    scores = scores.float()
+    if scores.isnan().any():
+        raise ModelError(
+            "a score is NaN, so items have no order; train again with a lower learning rate or without bf16"
+        )
+    bits = (scores + 0.0).view(torch.int32)  # + 0.0: -0 and 0 are a tie
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # floats of either sign, in order as integers
+    return ordered.to(torch.int64).bitwise_left_shift_(32).add_(_LOW - index)
+
+
+def _padded(targets: Items, counts: list[int]) -> Tensor:
+    target_BT = torch.zeros(len(targets), max(counts, default=0), dtype=torch.int64)
     for row, values in enumerate(targets):
         target_BT[row, : len(values)] = torch.from_numpy(np.asarray(values, np.int64))
-    # The target's own score comes out of the same product as the others', so that a tie is a tie.
-    own_BT = torch.empty(batch, most)
-    spans = [(start, min(n, start + step)) for start in range(0, n, step)]
-    kept: list[Tensor] = []
-    for start, stop in spans:
-        scores = score(start, stop)
-        target_BT, own_BT = target_BT.to(scores.device), own_BT.to(scores)
-        inside = (target_BT >= start) & (target_BT < stop)
-        own = scores.gather(1, (target_BT - start).clamp(0, stop - start - 1))
-        own_BT = torch.where(inside, own, own_BT)
-        kept = [scores] if len(spans) == 1 else []
-    ranks_BT = torch.zeros_like(target_BT)
-    for start, stop in spans:
-        scores = kept[0] if kept else score(start, stop)
-        _mask(scores, masked, start, stop)
-        index = torch.arange(start, stop, device=scores.device)
-        for column in range(most):
-            own, target = own_BT[:, column, None], target_BT[:, column, None]
-            before = (scores > own) | ((scores == own) & (index < target))
-            ranks_BT[:, column] += (before & (index != target)).sum(dim=1)
-    return [ranks_BT[row, :count].cpu().numpy() for row, count in enumerate(counts)]
+    return target_BT
 
 
-def _mask(scores_BN: Tensor, masked: Sequence[NDArray[np.integer]], start: int, stop: int) -> None:
+def _mask(keys_BC: Tensor, masked: Items, start: int, stop: int) -> None:
     rows = np.repeat(np.arange(len(masked)), [len(m) for m in masked])
     columns = np.concatenate([np.asarray(m, np.int64) for m in masked]) if len(masked) else np.empty(0, np.int64)
     inside = (columns >= start) & (columns < stop)
     if inside.any():
-        scores_BN[torch.from_numpy(rows[inside]), torch.from_numpy(columns[inside] - start)] = -torch.inf
+        keys_BC[torch.from_numpy(rows[inside]), torch.from_numpy(columns[inside] - start)] = MASKED

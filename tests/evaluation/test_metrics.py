@@ -44,11 +44,12 @@ def test_more_targets_than_k_have_the_ideal_of_k() -> None:
 def test_a_user_without_targets_counts_in_no_mean() -> None:
     values = per_user(np.array([0]), np.array([1]), [10], 3)
     assert np.isnan(values["R@10"][[0, 2]]).all()
-    assert means(values) == {"R@10": 1.0, "N@10": 1.0}
+    assert means(values) == {"R@10": 1.0, "N@10": 1.0, "MRR@10": 1.0}
 
 
 def test_no_users_at_all_is_zero() -> None:
-    assert means(per_user(np.empty(0, np.int64), np.empty(0, np.int64), [10], 0)) == {"R@10": 0.0, "N@10": 0.0}
+    nothing = np.empty(0, np.int64)
+    assert means(per_user(nothing, nothing, [10], 0)) == {"R@10": 0.0, "N@10": 0.0, "MRR@10": 0.0}
 
 
 @settings(deadline=None, max_examples=30)

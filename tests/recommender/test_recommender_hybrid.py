@@ -92,15 +92,22 @@ def test_saving_twice_gives_equal_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-def test_interests_are_unit_vectors_and_the_first_is_the_state_of_the_last_item() -> None:
+def test_an_interest_is_as_long_as_its_gate_is_open_and_the_first_is_the_state_of_the_last_item() -> None:
     model, r = fresh("recommender.dmil.interests=3"), request(4, 5, 9)
     found = answer(model, r)
     assert found.shape == (4, 3, 16)
-    torch.testing.assert_close(found.norm(dim=2), torch.ones(4, 3))
+    torch.testing.assert_close(found[:, 0].norm(dim=1), torch.ones(4))
+    assert (found[:, 1:].norm(dim=2) < 1).all()
     with torch.no_grad():
-        for head in model.heads:
-            for parameter in head.parameters():
-                parameter.zero_()
+        model.gate.bias.fill_(-20)
+    closed = answer(model, r)
+    torch.testing.assert_close(closed[:, 0], found[:, 0])
+    assert closed[:, 1:].norm(dim=2).max() < 1e-6
+    with torch.no_grad():
+        model.gate.bias.fill_(20)
+        for parameter in model.heads.parameters():
+            parameter.zero_()
+        model.recency.weight_SK.copy_(model.recency.weight_SK[:1].expand(3, -1))
     same = answer(model, r)
     torch.testing.assert_close(same[:, 0], found[:, 0], rtol=0, atol=1e-6)
     torch.testing.assert_close(same[:, 1], same[:, 0])

@@ -79,7 +79,7 @@ def test_the_start_from_cooccurrence_beats_a_random_one_untrained(run_dir: Path)
         ("recommender.negatives=32",),
         ("recommender.item.ids=false", "recommender.item.cooccurrence=false"),
         ("recommender.dmil.interests=4", "recommender.dmil.matching=max"),
-        ("recommender.dmil.next_item_weight=0", "recommender.dmil.weight=1"),
+        ("recommender.dmil.next_item_weight=0", "recommender.dmil.weight=1", "recommender.dmil.shield_trunk=false"),
         ("recommender.llm.gradient_checkpointing=true", "recommender.light.layers=2"),
     ],
 )

@@ -24,6 +24,8 @@ class Baseline(Protocol):
 
     name: str
     """As it stands in tables of results."""
+    settings: dict[str, float | int]
+    """What `fit` chose, for reports."""
 
     def fit(self, sequences: Sequences, catalog: Catalog) -> None:
         """Learn from each user's first n_train events and nothing else."""
