@@ -25,6 +25,31 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
 
+    @model_validator(mode="before")
+    @classmethod
+    def _over_defaults(cls, values: Any) -> Any:
+        """A section that is given in part keeps the rest of this node's default for it, not of the section's class."""
+        if not isinstance(values, Mapping):
+            return values
+        defaults = {name: field.default for name, field in cls.model_fields.items()}
+        return {
+            name: _merged(defaults[name].model_dump(), value)
+            if isinstance(value, Mapping) and isinstance(defaults.get(name), Config)
+            else value
+            for name, value in values.items()
+        }
+
+
+def _merged(default: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` over `default`, section by section."""
+    both = {
+        name: _merged(default[name], value)
+        if isinstance(value, Mapping) and isinstance(default.get(name), Mapping)
+        else value
+        for name, value in given.items()
+    }
+    return {**default, **both}
+
 
 class SyntheticConfig(Config):
     """Generated data with planted interests, for scale tests."""

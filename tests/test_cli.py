@@ -95,7 +95,7 @@ def test_evaluate_prints_the_table_of_the_run(run_dir: Path) -> None:
     found = hymirec("evaluate", run_dir)
     assert found.exit_code == 0
     recall = json.loads((run_dir / "evaluation" / "metrics.json").read_text())["models"][0]["R@10"]
-    (row,) = [line for line in found.stdout.splitlines() if line.startswith("| HyMiRec |")]
+    row = next(line for line in found.stdout.splitlines() if line.startswith("| HyMiRec |"))
     assert f"| {recall:.4f} |" in row
     refused(hymirec("evaluate", run_dir / "data"), "config.yaml")
 
