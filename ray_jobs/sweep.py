@@ -3,15 +3,18 @@
     python ray_jobs/sweep.py --config ray_jobs/configs/demo.yaml --space ray_jobs/configs/sweep-online-retail.yaml
 
 Steps before the recommender are made once for all trials that do not differ in them. Run again after a crash or a kill,
-it continues. It leaves `best.yaml`, a config for ray_jobs/train.py, and a table of all trials.
+it draws the same points: trials that ended are not trained again, one that was broken off goes on from its last epoch.
+It leaves `best.yaml`, a config for ray_jobs/train.py, and a table of all trials.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,8 +42,10 @@ METRIC = "ndcg@10"
 NO_LAST_EPOCH = 10**6
 # What a trial's own process takes; the workers of its training ask for theirs.
 TRIAL_CPUS = 0.01
-# Ray Tune forgets what it did less than so long before a kill; its own choice would be ten seconds and more.
-os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")
+# What a trial that was ended early leaves: the epochs that it ran, for the next start of the same search.
+ENDED = "ended.json"
+# What Ray Tune writes. It is not read again: a kill may leave its files cut off.
+TUNE = "tune"
 Point = Mapping[str, Any]
 
 
@@ -120,19 +125,39 @@ class SharedSteps:
         return await self._pool.bring(config, steps_until(config, trained_step(config))[-2].name)
 
 
-def trial(point: Point, base: PipelineConfig, root: Path, steps: ActorHandle) -> None:
-    """One trial: train at a point. Ray Tune hears of each epoch from the training itself (ray_jobs/trainer.py)."""
-    name = str(tune.get_context().get_trial_id())
+def trial_name(base: PipelineConfig, point: Point) -> str:
+    """The name of a trial and of its run directory: a point that is drawn twice is trained once."""
+    return hash_json([base.model_dump(mode="json"), dict(point)])[:10]
+
+
+def trial(point: Point, base: PipelineConfig, root: Path, search: str, steps: ActorHandle) -> None:
+    """One trial: train at a point. Ray Tune hears of each epoch from the training itself (ray_jobs/trainer.py).
+
+    Of what an earlier start trained, it hears from its files.
+    """
+    name = trial_name(base, point)
     config = at(base, point, name, root / name)
-    manifests = ray.get(steps.bring.remote(config))
-    spec = steps_until(config, trained_step(config))[-1]
-    step = make_step(spec, config, manifests)
-    if step.done() is None:
-        run_step(spec, Work(config, config.directory, step, lambda done, total: None))
-        return
-    # It was killed between its last epoch and its end.
-    for row in epochs(step.dir):
-        tune.report(row)
+    with _alone(root / f"{name}.lock"):
+        rows = ended_early(root / name, search)
+        if rows is None:
+            manifests = ray.get(steps.bring.remote(config))
+            spec = steps_until(config, trained_step(config))[-1]
+            step = make_step(spec, config, manifests)
+            if step.done() is None:
+                run_step(spec, Work(config, config.directory, step, lambda done, total: None))
+                return
+            rows = epochs(step.dir)
+        for row in rows:
+            tune.report(row)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time; the end of a process ends its turn."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def epochs(directory: Path) -> list[dict[str, float]]:
@@ -141,26 +166,38 @@ def epochs(directory: Path) -> list[dict[str, float]]:
     return history[1:]
 
 
+def ended_early(directory: Path, search: str) -> list[dict[str, float]] | None:
+    """Metrics of each epoch of a trial that this search ended early; None for any other."""
+    path = directory / ENDED
+    told = read_json(path) if path.is_file() else {}
+    rows: list[dict[str, float]] | None = told["rows"] if told.get("search") == search else None
+    return rows
+
+
 class Told(tune.Callback):
     """One line for each epoch of each trial."""
+
+    def __init__(self, base: PipelineConfig) -> None:
+        self._base = base
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """See `tune.Callback`."""
-        line = f"{trial.trial_id}: epoch {int(result['epoch'])}, NDCG@10 {result[METRIC]:.4f}"
+        line = f"{trial_name(self._base, trial.config)}: epoch {int(result['epoch'])}, NDCG@10 {result[METRIC]:.4f}"
         Screen().console.print(line, markup=False, soft_wrap=True)
 
 
+def search_id(settings: SweepConfig, base: PipelineConfig) -> str:
+    """What is searched, as a hash: where it starts and all of its settings."""
+    return hash_json([base.model_dump(mode="json"), settings.model_dump(mode="json")])[:12]
+
+
 def make_tuner(settings: SweepConfig, base: PipelineConfig, steps: ActorHandle, at_once: int) -> tune.Tuner:
-    """A new search, or the one that was broken off with the same base and space."""
+    """The search. Equal settings draw equal points."""
     root = settings.directory
-    run = tune.with_resources(
-        tune.with_parameters(trial, base=base, root=root / "trials", steps=steps), {"cpu": TRIAL_CPUS}
-    )
-    name = "tune-" + hash_json([base.model_dump(mode="json"), settings.model_dump(mode="json")])[:12]
-    if tune.Tuner.can_restore(str(root / name)):
-        return tune.Tuner.restore(str(root / name), run, resume_unfinished=True, restart_errored=True)
+    shutil.rmtree(root / TUNE, ignore_errors=True)
+    told = {"base": base, "root": root / "trials", "search": search_id(settings, base), "steps": steps}
     scheduler = ASHAScheduler(
         time_attr="epoch",
         max_t=NO_LAST_EPOCH,
@@ -168,7 +205,7 @@ def make_tuner(settings: SweepConfig, base: PipelineConfig, steps: ActorHandle, 
         reduction_factor=settings.reduction,
     )
     return tune.Tuner(
-        run,
+        tune.with_resources(tune.with_parameters(trial, **told), {"cpu": TRIAL_CPUS}),
         param_space={key: domain.for_tune for key, domain in settings.space.items()},
         tune_config=tune.TuneConfig(
             metric=METRIC,
@@ -178,28 +215,41 @@ def make_tuner(settings: SweepConfig, base: PipelineConfig, steps: ActorHandle, 
             search_alg=BasicVariantGenerator(max_concurrent=at_once, random_state=settings.seed),
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
-        run_config=tune.RunConfig(name=name, storage_path=str(root), verbose=0, callbacks=[Told()]),
+        run_config=tune.RunConfig(name=TUNE, storage_path=str(root), verbose=0, callbacks=[Told(base)]),
     )
 
 
-def trial_rows(results: tune.ResultGrid, root: Path, trained: str) -> list[dict[str, Any]]:
+def trial_rows(results: tune.ResultGrid, settings: SweepConfig, base: PipelineConfig) -> list[dict[str, Any]]:
     """All trials, the best first: point, best NDCG@10 and its epoch, epochs that were run, how it ended.
 
-    `trained` names the step that a trial trains.
+    A trial that was ended early is noted as such for the next start.
     """
-    rows = []
+    rows: dict[str, dict[str, Any]] = {}
     for result in results:
-        # A trial that is started again may get another directory from Ray Tune, but keeps its id.
-        name = str((result.metrics or {}).get("trial_id", Path(result.path).name))
-        row: dict[str, Any] = {"trial": name, "point": dict(result.config or {})}
-        frame = result.metrics_dataframe
-        if frame is not None and METRIC in frame:
-            best = frame.loc[frame[METRIC].idxmax()]
-            row |= {METRIC: float(best[METRIC]), "epoch": int(best["epoch"]), "epochs": int(frame["epoch"].max())}
-        whole = (root / name / trained / MANIFEST).is_file()
+        point = dict(result.config or {})
+        name = trial_name(base, point)
+        run_dir = settings.directory / "trials" / name
+        trained = run_dir / trained_step(base)
+        whole = (trained / MANIFEST).is_file()
+        ran = epochs(trained) if whole else _reported(result)
+        row: dict[str, Any] = {"trial": name, "point": point}
+        if ran:
+            best = max(ran, key=lambda own: own[METRIC])
+            row |= {METRIC: best[METRIC], "epoch": int(best["epoch"]), "epochs": int(ran[-1]["epoch"])}
         row["ended"] = f"failed: {cause(result.error)}" if result.error else "finished" if whole else "early"
-        rows.append(row)
-    return sorted(rows, key=lambda row: -row.get(METRIC, -1.0))
+        if row["ended"] == "early":
+            write_json(run_dir / ENDED, {"search": search_id(settings, base), "rows": ran})
+        rows[name] = row
+    return sorted(rows.values(), key=lambda row: -row.get(METRIC, -1.0))
+
+
+def _reported(result: tune.Result) -> list[dict[str, float]]:
+    """Metrics of each epoch that Ray Tune heard of."""
+    frame = result.metrics_dataframe
+    if frame is None or METRIC not in frame:
+        return []
+    kept: list[dict[str, float]] = frame[["epoch", METRIC]].to_dict("records")
+    return kept
 
 
 def to_markdown(name: str, rows: list[dict[str, Any]]) -> str:
@@ -242,14 +292,13 @@ def main(
     screen = Screen()
     with spoken_errors(screen, Path("the sweep's logs/sweep.log")):
         base, settings = load(PipelineConfig, config, assignments or ()), load(SweepConfig, space)
-        trained = trained_step(base)
         at(base, {key: domain.example for key, domain in settings.space.items()}, settings.name)
         log_to_file(settings.directory / "logs" / "sweep.log")
         connect(base.compute)
         at_once = settings.at_once or runs_at_once(base.compute)
         trials = settings.directory / "trials"
         steps = SharedSteps.remote(str(Path.cwd()), trials, [in_home(path) for path in settings.reuse], at_once)
-        rows = trial_rows(make_tuner(settings, base, steps, at_once).fit(), trials, trained)
+        rows = trial_rows(make_tuner(settings, base, steps, at_once).fit(), settings, base)
         write_results(settings, base, rows)
     best = rows[0]
     screen.console.print(f"best: NDCG@10 {best[METRIC]:.4f} at {best['point']}", markup=False, soft_wrap=True)
