@@ -108,6 +108,9 @@ class OptimConfig(Config):
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
     clip_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     patience: int = Field(3, ge=1, description="epochs without a better validation NDCG@10 before training stops")
+    ema: float = Field(
+        0, ge=0, lt=1, description="decay a step of the average of weights that is kept; 0: the last ones"
+    )
 
 
 class EncoderConfig(Config):
@@ -268,7 +271,7 @@ class RecommenderConfig(Config):
     negatives: int = Field(0, ge=0, description="sampled negatives a step, shared by the batch; 0 is the full softmax")
     mask_false_negatives: float = Field(0.99, gt=0, le=1, description="negatives nearer to the target are masked")
     scale: float = Field(14.2857, gt=0, le=100, description="start of the learnable scale (1/temperature), cap 100")
-    optim: OptimConfig = OptimConfig(epochs=12, batch_size=16, lr=2e-3)
+    optim: OptimConfig = OptimConfig(epochs=12, batch_size=16, lr=2e-3, ema=0.995)
 
 
 class PatchConfig(Config):
@@ -306,7 +309,7 @@ class BaselineConfig(Config):
     negatives: int = Field(0, ge=0, description="sampled negatives a step, shared by the batch; 0 is the full softmax")
     mask_false_negatives: float = Field(0.99, gt=0, le=1, description="negatives nearer to the target are masked")
     scale: float = Field(14.2857, gt=0, le=100, description="start of the learnable scale (1/temperature), cap 100")
-    optim: OptimConfig = OptimConfig(epochs=12, batch_size=64, lr=2e-3)
+    optim: OptimConfig = OptimConfig(epochs=12, batch_size=64, lr=2e-3, ema=0.995)
 
     @model_validator(mode="after")
     def _heads(self) -> BaselineConfig:

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 LEAST_CPUS = 4
 OBJECT_STORE_BYTES = 400 << 20
 # Ray gives a node 30 seconds to come up, which a machine that is busy with other things may not keep.
-START_ATTEMPTS = 3
+START_ATTEMPTS = 6
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 

@@ -10,6 +10,7 @@ from toy_task import ToyModel, ToyTask
 from hymirec.config import ComputeConfig, OptimConfig
 from hymirec.errors import ModelError
 from hymirec.training import LocalReporter, fit
+from hymirec.training.average import WeightAverage
 from hymirec.training.loop import load_weights
 from hymirec.training.schedule import learning_rate
 
@@ -24,9 +25,13 @@ def test_training_beats_the_untrained_model(tmp_path: Path) -> None:
     assert result.history[-1]["train_loss"] < result.history[1]["train_loss"]
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.9])
 @pytest.mark.parametrize("killed_after", [1, 2, 3])
-def test_a_run_that_died_after_any_epoch_ends_with_the_same_weights(tmp_path: Path, killed_after: int) -> None:
-    whole = fit(ToyTask(), OPTIM, COMPUTE, seed=1, reporter=LocalReporter(tmp_path / "whole"))
+def test_a_run_that_died_after_any_epoch_ends_with_the_same_weights(
+    tmp_path: Path, killed_after: int, ema: float
+) -> None:
+    optim = OPTIM.model_copy(update={"ema": ema})
+    whole = fit(ToyTask(), optim, COMPUTE, seed=1, reporter=LocalReporter(tmp_path / "whole"))
 
     class Dying(LocalReporter):
         def report(self, metrics, save) -> None:  # type: ignore[no-untyped-def]
@@ -35,10 +40,34 @@ def test_a_run_that_died_after_any_epoch_ends_with_the_same_weights(tmp_path: Pa
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(ToyTask(), OPTIM, COMPUTE, seed=1, reporter=Dying(tmp_path / "killed"))
-    resumed = fit(ToyTask(), OPTIM, COMPUTE, seed=1, reporter=LocalReporter(tmp_path / "killed"))
+        fit(ToyTask(), optim, COMPUTE, seed=1, reporter=Dying(tmp_path / "killed"))
+    resumed = fit(ToyTask(), optim, COMPUTE, seed=1, reporter=LocalReporter(tmp_path / "killed"))
     assert resumed.history == whole.history
     assert all(torch.equal(resumed.state[name], whole.state[name]) for name in whole.state)
+
+
+def test_the_average_of_weights_is_kept_and_does_not_move_training(tmp_path: Path) -> None:
+    last = fit(ToyTask(), OPTIM, COMPUTE, seed=1, reporter=LocalReporter(tmp_path / "last"))
+    optim = OPTIM.model_copy(update={"ema": 0.9})
+    mean = fit(ToyTask(), optim, COMPUTE, seed=1, reporter=LocalReporter(tmp_path / "mean"))
+    assert [row.get("train_loss") for row in mean.history] == [row.get("train_loss") for row in last.history]
+    assert not any(torch.equal(mean.state[name], last.state[name]) for name in last.state)
+
+
+def test_an_average_by_hand() -> None:
+    model = ToyModel()
+    average = WeightAverage(model, 0.5)
+    start = model.linear.weight.detach().clone()
+    with torch.no_grad():
+        model.linear.weight += 1
+    # The first decay is 2/11, the second 3/12.
+    average.update(model)
+    average.update(model)
+    moved = model.linear.weight.detach().clone()
+    with average.applied(model):
+        torch.testing.assert_close(model.linear.weight.detach(), start + 1 - (2 / 11) * (3 / 12))
+    assert torch.equal(model.linear.weight, moved)
+    torch.testing.assert_close(average.full_state(model)["linear.weight"], start + 1 - (2 / 11) * (3 / 12))
 
 
 def test_a_checkpoint_without_its_completion_mark_is_not_believed(tmp_path: Path) -> None:
