@@ -119,6 +119,23 @@ def evaluate(
         out.print(f"(in {results} and {results.with_suffix('.md')})", markup=False)
 
 
+@app.command("report")
+@_speaks
+def run_report(
+    run_dir: Path,
+    target: Annotated[Path | None, typer.Option("--out", help="directory of report.html [RUN_DIR/report]")] = None,
+    user: Annotated[list[str] | None, typer.Option(help="show this user; may be given again")] = None,
+    against: Annotated[list[Path] | None, typer.Option(help="draw this run beside it; may be given again")] = None,
+) -> None:
+    """Draw a run as one HTML page: learning curves, metrics of groups, interests of a few users as titles."""
+    from hymirec.evaluation.run_report import write_run_report
+
+    written, missing = write_run_report(run_dir, target, user or (), against or ())
+    for line in missing:
+        out.print(f"not shown: {line}", markup=False)
+    out.print(f"(in {written})", markup=False)
+
+
 @codebook.command("report")
 @_speaks
 def codebook_report(

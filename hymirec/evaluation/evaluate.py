@@ -89,7 +89,7 @@ def run_results(run_dir: Path, config: PipelineConfig, split: Split = "test") ->
     if settings is not None and settings.kind in CLOSED_FORMS:
         baselines.insert(0, CLOSED_FORMS[settings.kind](evaluation.mask_history))
     else:
-        model, name = _opened(run_dir, config, catalog)
+        model, name = open_model(run_dir, config, catalog)
         results.append(evaluate_model(model, sequences, split, evaluation, name))
     for baseline in baselines:
         if all(baseline.name != result.model for result in results):
@@ -98,8 +98,11 @@ def run_results(run_dir: Path, config: PipelineConfig, split: Split = "test") ->
     return results
 
 
-def _opened(run_dir: Path, config: PipelineConfig, catalog: Catalog) -> tuple[Recommender, str]:
-    """The model that a run trained, and its name."""
+def open_model(run_dir: Path, config: PipelineConfig, catalog: Catalog) -> tuple[Recommender, str]:
+    """The model that a run trained, ready to answer, and its name; a closed form has none.
+
+    Raises ArtifactMissingError for a run that is not that far.
+    """
     model: HybridModel | SequentialBaseline
     if config.baseline is None:
         items = open_codebook(run_dir / "codebook").open_items(run_dir / "codes")

@@ -1,0 +1,144 @@
+"""The page of a run: its figures are those of the run's files, and what is missing is told."""
+
+from __future__ import annotations
+
+import html
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from tiny_run import build_tiny_run
+from typer.testing import CliRunner
+
+from hymirec.artifacts import read_json, write_json
+from hymirec.catalog.prepared import Sequences
+from hymirec.cli import app
+from hymirec.errors import ConfigError, RequestError
+from hymirec.evaluation.charts import Bars, Line, bar_chart, line_chart, ticks
+from hymirec.evaluation.page import table
+from hymirec.evaluation.portraits import find_users, spread_users
+from hymirec.evaluation.run_report import write_run_report
+
+HISTORY = [
+    {"epoch": 0.0, "ndcg@10": 0.1234, "overlap": 0.9},
+    {"epoch": 1.0, "ndcg@10": 0.2345, "overlap": 0.8, "train_loss": 7.5},
+    {"epoch": 2.0, "ndcg@10": 0.2222, "overlap": 0.7, "train_loss": 6.5},
+]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_run(tmp_path_factory.mktemp("report") / "run")
+
+
+@pytest.fixture
+def copy(run_dir: Path, tmp_path: Path) -> Path:
+    """A run that may be changed, with the file that a training of the pipeline leaves."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy)
+    write_json(copy / "recommender" / "training.json", {"history": HISTORY, "best_epoch": 1})
+    return copy
+
+
+def text_of(path: Path) -> str:
+    return html.unescape(re.sub(r"<[^>]+>", " ", path.read_text()))
+
+
+def test_the_figures_are_those_of_the_files(copy: Path) -> None:
+    path, missing = write_run_report(copy)
+    assert (path, missing) == (copy / "report" / "report.html", [])
+    text = text_of(path)
+    for row in read_json(copy / "evaluation" / "metrics.json")["models"]:
+        assert f"{row['N@10']:.4f}" in text
+        for groups in row["groups"].values():
+            assert all(f"{group['R@10']:.4f}" in text for group in groups.values())
+    assert "1 (best)" in text
+    assert all(f"{row['ndcg@10']:.4f}" in text for row in HISTORY)
+
+
+def test_the_page_needs_nothing_else_and_every_picture_has_words(copy: Path) -> None:
+    content = write_run_report(copy)[0].read_text()
+    assert not re.search(r"<script|<link|<img|https?://(?!www\.w3\.org)", content)
+    pictures = re.findall(r'<svg class="chart"[^>]*>', content)
+    assert len(pictures) >= 5
+    assert all('role="img"' in own and re.search(r'aria-label="[^"]{20,}"', own) for own in pictures)
+
+
+def test_users_are_shown_with_their_next_item_and_its_rank(copy: Path) -> None:
+    sequences = Sequences.open(copy / "data")
+    user = str(sequences.users[spread_users(sequences, "test", 1)[0]].as_py())
+    text = text_of(write_run_report(copy, users=[user])[0])
+    assert f"User {user}:" in text
+    assert len(re.findall(r"Took next:.*?rank \d+ of", text)) == 1
+    assert "Cosine between interests" in text
+    with pytest.raises(RequestError, match="some that have one"):
+        write_run_report(copy, users=["nobody"])
+
+
+def test_quartiles_of_history_lengths(copy: Path) -> None:
+    sequences = Sequences.open(copy / "data")
+    rows = spread_users(sequences, "test", 3)
+    lengths = sequences.n_val[rows]
+    assert len(set(rows)) == 3
+    assert lengths.tolist() == sorted(lengths)
+    ids = [str(sequences.users[row].as_py()) for row in rows]
+    assert find_users(sequences, "test", ids) == rows
+
+
+def test_what_is_missing_is_told_with_what_to_do(copy: Path) -> None:
+    (copy / "recommender" / "training.json").unlink()
+    shutil.rmtree(copy / "evaluation")
+    path, missing = write_run_report(copy)
+    assert [line.split(":")[0] for line in missing] == ["Results", "Learning curves", "Who is served well"]
+    assert f"ray_jobs/train.py --config {copy / 'config.yaml'}" in text_of(path)
+    with pytest.raises(ConfigError):
+        write_run_report(copy / "nowhere")
+
+
+def test_runs_are_drawn_side_by_side(copy: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other<b>"
+    shutil.copytree(copy, other)
+    content = write_run_report(copy, against=[other])[0].read_text()
+    assert "other&lt;b&gt;" in content
+    assert "other<b>" not in content
+    assert content.count("HyMiRec (other&lt;b&gt;)") >= 1
+
+
+def test_a_closed_form_has_neither_curve_nor_interests(copy: Path) -> None:
+    values = yaml.safe_load((copy / "config.yaml").read_text()) | {"baseline": {"kind": "ease"}}
+    (copy / "config.yaml").write_text(yaml.safe_dump(values))
+    text = text_of(write_run_report(copy)[0])
+    assert "closed form: nothing is trained" in text
+    assert "has no interests to show" in text
+
+
+def test_the_command(copy: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["report", str(copy), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_titles_are_escaped_everywhere() -> None:
+    evil = '"><script>'
+    drawn = line_chart(evil, [Line(evil, [(0, 1), (1, 2)], 1)], evil) + bar_chart(evil, [evil], [Bars(evil, [1])], evil)
+    assert "<script>" not in drawn + table(evil, [evil], [[evil]])
+    assert '"">' not in drawn
+
+
+def test_ticks_are_round_few_and_span_the_values() -> None:
+    rng = np.random.default_rng(0)
+    for low, span in zip(rng.normal(0, 100, 50), 10.0 ** rng.uniform(-6, 6, 50), strict=True):
+        found = ticks(low, low + span)
+        assert 2 <= len(found) <= 6
+        assert found[0] <= low + 1e-6 * span
+        assert found[-1] >= low + span * (1 - 1e-6)
+    assert ticks(0.0, 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert len(ticks(5.0, 5.0)) >= 2
+
+
+def test_values_that_are_not_finite_are_left_out() -> None:
+    assert line_chart("t", [Line("a", [(0, float("nan"))])], "x") == ""
+    assert "nan" not in line_chart("t", [Line("a", [(0, float("nan")), (1, 2.0)])], "x")
