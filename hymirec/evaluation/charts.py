@@ -58,12 +58,12 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str) -> str:
         return ""
     x_all = [x for line in kept for x, _ in line.points]
     y_all = [y for line in kept for _, y in line.points]
-    x_ticks = [x for x in ticks(min(x_all), max(x_all), TICKS + 2) if x == int(x)]
+    x_ticks = [x for x in ticks(min(x_all), max(x_all), TICKS + 2) if x == int(x) and min(x_all) <= x <= max(x_all)]
     y_ticks = ticks(min(y_all), max(y_all))
     x_axis = _Axis(min(x_all), max(x_all), LEFT + 8, WIDTH - RIGHT - 8)
-    y_axis = _Axis(min(y_all[0], *y_all, y_ticks[0]), max(*y_all, y_ticks[-1], y_all[0]), HEIGHT - BOTTOM, TOP)
+    y_axis = _Axis(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
     parts = [*_grid(y_ticks, y_axis), _x_label(x_label)]
-    parts += [_text(x_axis.at(x), HEIGHT - BOTTOM + 17, f"{x:g}", "middle") for x in x_ticks if x >= x_axis.low]
+    parts += [_text(x_axis.at(x), HEIGHT - BOTTOM + 17, f"{x:g}", "middle") for x in x_ticks]
     for number, line in enumerate(kept):
         style = f'class="k{number % COLOURS}" stroke-dasharray="{DASHES[number % len(DASHES)]}"'
         places = [(x, y, x_axis.at(x), y_axis.at(y)) for x, y in line.points]
@@ -83,7 +83,7 @@ def bar_chart(title: str, groups: Sequence[str], bars: Sequence[Bars], x_label: 
     """Bars from zero, side by side in each group."""
     top = max((value for own in bars for value in own.values if value is not None), default=0.0)
     y_ticks = ticks(0.0, top or 1.0)
-    y_axis = _Axis(0.0, max(y_ticks[-1], top), HEIGHT - BOTTOM, TOP)
+    y_axis = _Axis(0.0, y_ticks[-1], HEIGHT - BOTTOM, TOP)
     slot = (WIDTH - LEFT - RIGHT) / max(1, len(groups))
     wide = min(34.0, slot * 0.8 / max(1, len(bars)))
     parts = [*_grid(y_ticks, y_axis), _x_label(x_label)]

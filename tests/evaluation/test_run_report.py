@@ -8,16 +8,21 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from tiny_run import build_tiny_run
 from typer.testing import CliRunner
 
 from hymirec.artifacts import read_json, write_json
+from hymirec.catalog.parts import part_paths
 from hymirec.catalog.prepared import Sequences
+from hymirec.catalog.schemas import INDEX, TITLE
 from hymirec.cli import app
+from hymirec.config import PipelineConfig, load
 from hymirec.errors import ConfigError, RequestError
-from hymirec.evaluation.charts import Bars, Line, bar_chart, line_chart, ticks
+from hymirec.evaluation.charts import BOTTOM, HEIGHT, RIGHT, WIDTH, Bars, Line, bar_chart, line_chart, ticks
+from hymirec.evaluation.evaluate import run_results
 from hymirec.evaluation.page import table
 from hymirec.evaluation.portraits import find_users, spread_users
 from hymirec.evaluation.run_report import write_run_report
@@ -76,6 +81,22 @@ def test_users_are_shown_with_their_next_item_and_its_rank(copy: Path) -> None:
     assert "Cosine between interests" in text
     with pytest.raises(RequestError, match="some that have one"):
         write_run_report(copy, users=["nobody"])
+
+
+def test_the_rank_is_the_evaluations_and_a_title_cannot_become_markup(copy: Path) -> None:
+    config = load(PipelineConfig, copy / "config.yaml")
+    ranks, sequences = run_results(copy, config)[0].ranks, Sequences.open(copy / "data")
+    row = int(ranks.user_T[3])
+    target = int(sequences.targets(row, "test")[0][0])
+    for part in part_paths(copy / "data" / "items"):
+        items = pq.read_table(part)
+        index, titles = items[INDEX].to_pylist(), items[TITLE].to_pylist()
+        titles = ["<b>Tom & Jerry" if i == target else title for i, title in zip(index, titles, strict=True)]
+        place = items.column_names.index(TITLE)
+        pq.write_table(items.set_column(place, items.schema.field(TITLE), [titles]), part)
+    content = write_run_report(copy, users=[str(sequences.users[row].as_py())])[0].read_text()
+    assert f"<mark>&lt;b&gt;Tom &amp; Jerry</mark>, rank {ranks.rank_T[3] + 1} of" in content
+    assert "<b>" not in content
 
 
 def test_quartiles_of_history_lengths(copy: Path) -> None:
@@ -142,3 +163,14 @@ def test_ticks_are_round_few_and_span_the_values() -> None:
 def test_values_that_are_not_finite_are_left_out() -> None:
     assert line_chart("t", [Line("a", [(0, float("nan"))])], "x") == ""
     assert "nan" not in line_chart("t", [Line("a", [(0, float("nan")), (1, 2.0)])], "x")
+
+
+@pytest.mark.parametrize("epochs", [1, 7, 13, 23])
+def test_everything_is_drawn_inside_of_the_picture(epochs: int) -> None:
+    drawn = line_chart("t", [Line("a", [(epoch, 0.1 + epoch) for epoch in range(epochs + 1)], 1)], "epoch")
+    places = re.findall(r'<(?:text x|circle[^>]*cx)="([\d.-]+)" c?y="([\d.-]+)"', drawn)
+    assert len(places) > epochs
+    assert all(0 <= float(x) <= WIDTH - RIGHT and 0 <= float(y) <= HEIGHT for x, y in places)
+    labels = [float(x) for x in re.findall(rf'y="{HEIGHT - BOTTOM + 17:.1f}" text-anchor="middle">(\d+)<', drawn)]
+    assert labels
+    assert max(labels) <= epochs
