@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,30 @@ def test_matching_has_the_gain_of_scipys(seed: int, size: int, requests: int) ->
         assert sorted(columns[row].tolist()) == list(range(size))
         best = gain[row].numpy()[linear_sum_assignment(gain[row].numpy(), maximize=True)].sum()
         assert gain[row][torch.arange(size), columns[row]].sum() == pytest.approx(best)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+def test_ten_thousand_matchings_have_the_gain_of_scipys(size: int) -> None:
+    # Half of them in whole numbers, where ties abound.
+    gain = np.random.default_rng(size).standard_normal((2_000, size, size))
+    gain[::2] = gain[::2].round()
+    columns = match(torch.from_numpy(gain)).numpy()
+    found = np.take_along_axis(gain, columns[:, :, None], axis=2).sum(axis=(1, 2))
+    best = [own[linear_sum_assignment(own, maximize=True)].sum() for own in gain]
+    assert (np.sort(columns, axis=1) == np.arange(size)).all()
+    np.testing.assert_allclose(found, best, atol=1e-9)
+
+
+def test_steps_bring_targets_nearer_to_their_groups() -> None:
+    targets = normalize(torch.randn(500, 8, 5, generator=torch.Generator().manual_seed(0)), dim=2)
+    valid = torch.ones(500, 8, dtype=torch.bool)
+    objectives = []
+    for steps in range(6):
+        member = torch.nn.functional.one_hot(group_targets(targets, valid, 3, steps), 3).float()
+        # The sum of cosines to the centroids of a group is the length of its sum.
+        objectives.append((member.transpose(1, 2) @ targets).norm(dim=2).sum(dim=1))
+    for before, after in itertools.pairwise(objectives):
+        assert (after >= before - 1e-4).all()
 
 
 def test_two_tastes_become_two_groups() -> None:

@@ -16,6 +16,9 @@ from hymirec.recommender.hybrid import HybridModel
 from hymirec.recommender.task import HybridTask
 from hymirec.training.loop import FitResult, fit, load_weights
 
+# Losses of the first training steps on one thread, without dropout.
+GOLDEN: list[float] = [6.8347, 7.0568, 7.2927, 8.3402, 7.4527]
+
 
 class Quiet:
     """A reporter of one worker that keeps nothing."""
@@ -51,6 +54,27 @@ def exported(config: PipelineConfig, run_dir: Path, out: Path) -> dict[str, byte
     load_weights(model, result.state)
     task.export(model.eval(), out)
     return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+
+
+def test_the_first_losses_are_the_golden_ones(run_dir: Path) -> None:
+    off = ("recommender.llm.dropout=0", "recommender.light.dropout=0")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        task = HybridTask(toy_config(*off), run_dir)
+        model = task.build().train()
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+        losses: list[float] = []
+        for epoch in range(len(GOLDEN)):
+            for batch in task.batches(epoch, 0, 1):
+                loss = model(batch)["loss"]
+                losses.append(float(loss.detach()))
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    finally:
+        torch.set_num_threads(threads)
+    assert losses[: len(GOLDEN)] == pytest.approx(GOLDEN, rel=1e-3)
 
 
 def test_training_lowers_the_loss_and_equal_runs_write_equal_bytes(run_dir: Path, tmp_path: Path) -> None:
