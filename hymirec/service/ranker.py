@@ -45,6 +45,8 @@ class Ranker:
         self._staged: HyMiRec | None = None
         self._refused = ""
         self._model = _open_active(config.bundle)
+        # The first answer costs a hundred times the next: no user waits for it, or gets popular items instead.
+        self._executor.submit(_ask, self._model).result()
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
@@ -131,9 +133,8 @@ class Ranker:
     def _stage(self, path: str) -> None:
         with self._loading:
             model = HyMiRec.from_pretrained(path)
-            known = [model.bundle.catalog.item_id(int(index)) for index in model.bundle.popular[:SMOKE_ITEMS]]
-            if model.bundle.catalog.size > len(known) and not model.recommend(known, k=1).items:
-                raise BundleError(f"{path} is whole but recommends nothing for the history {known}; it does not serve")
+            if not _ask(model):
+                raise BundleError(f"{path} is whole but recommends nothing to readers of its most popular items")
             self._staged = model
 
     async def activate(self, bundle_id: str) -> None:
@@ -168,6 +169,12 @@ def _open_active(configured: str) -> HyMiRec:
         except HyMiRecError as e:
             log.error("the bundle that was swapped in cannot be opened, %s serves instead: %s", configured, e)
     return HyMiRec.from_pretrained(configured)
+
+
+def _ask(model: HyMiRec) -> bool:
+    """Ask for a recommendation as a user would; returns whether there is one, where there can be one."""
+    known = [model.bundle.catalog.item_id(int(index)) for index in model.bundle.popular[:SMOKE_ITEMS]]
+    return bool(model.recommend(known, k=1).items) or model.bundle.catalog.size <= len(known)
 
 
 def _item(model: HyMiRec, index: int) -> ItemReply:
