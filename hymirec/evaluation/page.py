@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from hymirec.codebook.report.plots import COLOURS, DARK, GRID, INK, PAPER
+from hymirec.codebook.report.plots import DARK, GRID, INK, PAPER
 
-_SERIES = "".join(f".k{i}{{stroke:{colour}}}.f{i}{{fill:{colour}}}" for i, colour in enumerate(COLOURS))
 STYLE = (
     f":root{{color-scheme:light dark;--ink:{INK};--paper:{PAPER};--grid:{GRID};--soft:#57606a;--mark:#e7f1fb}}"
     f"@media (prefers-color-scheme:dark){{:root{{--ink:{DARK[INK]};--paper:{DARK[PAPER]};--grid:{DARK[GRID]};"
@@ -16,13 +15,10 @@ STYLE = (
     "font:16px/1.5 system-ui,sans-serif}"
     "h1{font-size:1.7rem;margin:0 0 .3rem}h2{margin:2.6rem 0 .4rem;border-bottom:1px solid var(--grid)}"
     "h3{margin:1.8rem 0 .3rem}h4{margin:0 0 .3rem}p{margin:.4rem 0;max-width:56rem}"
-    ".soft,.chart text,caption{color:var(--soft);fill:var(--soft)}"
+    ".soft,caption{color:var(--soft)}"
     ".grid2{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,27rem),1fr));gap:1.4rem}"
     "figure{margin:.6rem 0}figcaption{font-weight:600}"
-    ".legend{list-style:none;display:flex;flex-wrap:wrap;gap:.1rem 1.1rem;margin:.2rem 0;padding:0;font-size:.88rem}"
-    ".chart{width:100%;height:auto;font-size:12px}.grid{stroke:var(--grid)}"
-    "polyline,.legend line{fill:none;stroke-width:2}circle.best{stroke:var(--ink);stroke-width:2}"
-    f"{_SERIES}"
+    ".chart{width:100%;height:auto}"
     ".wide{overflow-x:auto;margin:.6rem 0}table{border-collapse:collapse;font-size:.9rem}"
     "caption{text-align:left;padding:.2rem 0}th,td{padding:.25rem .7rem;border-bottom:1px solid var(--grid);"
     "text-align:right;font-variant-numeric:tabular-nums}th{font-weight:600}"

@@ -60,16 +60,16 @@ def write_plots(report: dict[str, Any], out: Path) -> dict[str, str]:
                 for kind in ("svg", "png"):
                     (out / f"{name}.{kind}").unlink(missing_ok=True)
                 continue
-            write_atomic(out / f"{name}.svg", _svg(figure))
+            write_atomic(out / f"{name}.svg", to_svg(figure))
             write_atomic(out / f"{name}.png", _png(figure))
         written[title] = f"{name}.svg"
     return written
 
 
-def _svg(figure: Figure) -> bytes:
-    """The figure with its dark colours, without a date."""
+def to_svg(figure: Figure) -> bytes:
+    """The figure with its dark colours, without metadata."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     rules = "".join(
         f'[style*="{key}: {light}"]{{{key}:{dark} !important}}'
         for light, dark in DARK.items()
