@@ -13,7 +13,7 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -219,7 +219,7 @@ def make_tuner(settings: SweepConfig, base: PipelineConfig, steps: ActorHandle, 
     )
 
 
-def trial_rows(results: tune.ResultGrid, settings: SweepConfig, base: PipelineConfig) -> list[dict[str, Any]]:
+def trial_rows(results: Iterable[tune.Result], settings: SweepConfig, base: PipelineConfig) -> list[dict[str, Any]]:
     """All trials, the best first: point, best NDCG@10 and its epoch, epochs that were run, how it ended.
 
     A trial that was ended early is noted as such for the next start.
@@ -236,8 +236,10 @@ def trial_rows(results: tune.ResultGrid, settings: SweepConfig, base: PipelineCo
         if ran:
             best = max(ran, key=lambda own: own[METRIC])
             row |= {METRIC: best[METRIC], "epoch": int(best["epoch"]), "epochs": int(ran[-1]["epoch"])}
-        row["ended"] = f"failed: {cause(result.error)}" if result.error else "finished" if whole else "early"
-        if row["ended"] == "early":
+        row["ended"] = f"failed: {cause(result.error)}" if result.error else "finished" if whole else "broken off"
+        # Ray Tune says so of a trial that the scheduler ended; after Ctrl-C there are others.
+        if row["ended"] == "broken off" and (result.metrics or {}).get("done"):
+            row["ended"] = "early"
             write_json(run_dir / ENDED, {"search": search_id(settings, base), "rows": ran})
         rows[name] = row
     return sorted(rows.values(), key=lambda row: -row.get(METRIC, -1.0))

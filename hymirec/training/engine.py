@@ -54,6 +54,12 @@ class Engine(Protocol):
         ...
 
 
+def unwrap(module: nn.Module) -> nn.Module:
+    """The task's own model inside an engine's wrapper."""
+    inner = getattr(module, "module", module)
+    return inner if isinstance(inner, nn.Module) else module
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters: matrices decay; gains, biases and scalars do not."""
     trainable = [p for p in model.parameters() if p.requires_grad]

@@ -8,10 +8,8 @@ any checkpoint ends with the same weights as one that was not.
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,15 +22,14 @@ from torch import Tensor, nn
 
 from hymirec.config import ComputeConfig, OptimConfig
 from hymirec.errors import ModelError
-from hymirec.training.average import WeightAverage
-from hymirec.training.engine import Engine, StateDict, make_engine
+from hymirec.training.average import averaged
+from hymirec.training.engine import Engine, StateDict, make_engine, unwrap
 from hymirec.training.reporter import Reporter
 from hymirec.training.schedule import learning_rate
 from hymirec.training.task import TrainTask
 
 STATE = "state.json"
 BEST = "best.safetensors"
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -70,19 +67,18 @@ def fit(task: TrainTask, optim: OptimConfig, compute: ComputeConfig, seed: int, 
     Raises ModelError when the loss is not finite.
     """
     seed_all(seed, 0, 0)
-    engine = make_engine(task.build(), optim, compute)
-    average = _average(engine, optim, compute)
-    state, best = _resume(engine, average, reporter)
+    engine = averaged(make_engine(task.build(), optim, compute), optim, compute)
+    state, best = _resume(engine, reporter)
     if not state.history:
         # Epoch 0 of the history is the untrained model: what training has to beat.
-        best = _validated(task, engine, average, reporter, state, best, epoch=-1, train={})
+        best = _validated(task, engine, reporter, state, best, epoch=-1, train={})
     while state.epoch < optim.epochs and state.epoch - 1 - state.best_epoch < optim.patience:
         epoch = state.epoch
         seed_all(seed, epoch + 1, reporter.rank)
-        train = _train_epoch(task, engine, average, optim, epoch, reporter)
+        train = _train_epoch(task, engine, optim, epoch, reporter)
         state.epoch += 1
-        best = _validated(task, engine, average, reporter, state, best, epoch, train)
-        save = partial(_save, engine=engine, average=average, state=state, best=best, rank=reporter.rank)
+        best = _validated(task, engine, reporter, state, best, epoch, train)
+        save = partial(_save, engine=engine, state=state, best=best, rank=reporter.rank)
         reporter.report(state.history[-1], save)
     return FitResult(best, state.history, state.best_epoch)
 
@@ -99,20 +95,8 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             p.copy_(state[name])
 
 
-def _average(engine: Engine, optim: OptimConfig, compute: ComputeConfig) -> WeightAverage | None:
-    if optim.ema and compute.engine == "deepspeed" and compute.zero_stage == 3:
-        log.warning("optim.ema=%s is left out: under ZeRO-3 no rank holds whole weights to average", optim.ema)
-        return None
-    return WeightAverage(unwrap(engine.module), optim.ema) if optim.ema else None
-
-
 def _train_epoch(
-    task: TrainTask,
-    engine: Engine,
-    average: WeightAverage | None,
-    optim: OptimConfig,
-    epoch: int,
-    reporter: Reporter,
+    task: TrainTask, engine: Engine, optim: OptimConfig, epoch: int, reporter: Reporter
 ) -> dict[str, float]:
     steps = task.steps(reporter.world)
     updates = max(1, steps // optim.accumulation)
@@ -127,8 +111,6 @@ def _train_epoch(
         update = (step + 1) % optim.accumulation == 0
         lr = learning_rate(optim, epoch * updates + step // optim.accumulation, optim.epochs * updates)
         engine.step(out["loss"], lr, update)
-        if average is not None and update:
-            average.update(unwrap(engine.module))
         scalars = {key: float(value.detach()) for key, value in out.items()}
         if not math.isfinite(scalars["loss"]):
             raise ModelError(
@@ -145,7 +127,6 @@ def _train_epoch(
 def _validated(
     task: TrainTask,
     engine: Engine,
-    average: WeightAverage | None,
     reporter: Reporter,
     state: LoopState,
     best: StateDict,
@@ -154,21 +135,14 @@ def _validated(
 ) -> StateDict:
     """Validate, add a row to the history, and return the best weights so far."""
     engine.module.eval()
-    model = unwrap(engine.module)
-    with torch.no_grad(), engine.gathered(), nullcontext() if average is None else average.applied(model):
-        metrics = _reduce(task.validate(model, reporter.rank, reporter.world), engine, reporter.world)
+    with torch.no_grad(), engine.gathered():
+        metrics = _reduce(task.validate(unwrap(engine.module), reporter.rank, reporter.world), engine, reporter.world)
     state.history.append({"epoch": float(epoch + 1), **train, **metrics})
     if metrics[task.metric] > state.best:
         state.best, state.best_epoch = metrics[task.metric], epoch
-        weights = engine.full_state() if average is None else average.full_state(model)
+        weights = engine.full_state()
         return weights if reporter.rank == 0 else {}
     return best
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """The task's own model inside an engine's wrapper."""
-    inner = getattr(module, "module", module)
-    return inner if isinstance(inner, nn.Module) else module
 
 
 def _reduce(metrics: Mapping[str, tuple[float, int]], engine: Engine, world: int) -> dict[str, float]:
@@ -179,23 +153,17 @@ def _reduce(metrics: Mapping[str, tuple[float, int]], engine: Engine, world: int
     return {name: float(total / max(1.0, float(count))) for name, (total, count) in zip(names, pairs, strict=True)}
 
 
-def _save(
-    directory: Path, engine: Engine, average: WeightAverage | None, state: LoopState, best: StateDict, rank: int
-) -> None:
+def _save(directory: Path, engine: Engine, state: LoopState, best: StateDict, rank: int) -> None:
     engine.save(directory)
     if rank == 0:
-        if average is not None:
-            average.save(directory)
         save_file(best, directory / BEST)
         (directory / STATE).write_text(json.dumps(asdict(state)))
 
 
-def _resume(engine: Engine, average: WeightAverage | None, reporter: Reporter) -> tuple[LoopState, StateDict]:
+def _resume(engine: Engine, reporter: Reporter) -> tuple[LoopState, StateDict]:
     with reporter.latest() as directory:
         if directory is None:
             return LoopState(), {}
         engine.load(directory)
-        if average is not None:
-            average.load(directory)
         state = LoopState(**json.loads((directory / STATE).read_text()))
         return state, load_file(directory / BEST) if reporter.rank == 0 else {}

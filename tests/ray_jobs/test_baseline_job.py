@@ -10,6 +10,7 @@ from variant_runs import tiny
 from hymirec.artifacts import read_json
 from hymirec.config import PipelineConfig, load
 from hymirec.evaluation.results import PLAIN
+from hymirec.recommender.baselines.registry import CLOSED_FORMS, TRAINED
 from ray_jobs.compare import add_rows
 from ray_jobs.console import Screen
 from ray_jobs.pipeline import run_pipeline, steps_of
@@ -56,9 +57,13 @@ def test_settings_of_the_encoder_retrain_text_models_alone(tmp_path: Path) -> No
     assert part("hllm", 16) != part("hllm", 32)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "ray_jobs/configs/movielens-1m").glob("*.yaml")), ids=lambda p: p.stem)
-def test_the_shipped_rivals_share_the_data_of_the_shipped_hymirec(path: Path) -> None:
-    rival = load(PipelineConfig, path)
-    assert rival.baseline is not None
-    assert rival.baseline.kind == path.stem
-    assert rival.data == load(PipelineConfig, ROOT / "ray_jobs/configs/movielens-1m.yaml").data
+@pytest.mark.parametrize(("name", "ours"), [("movielens-1m", "movielens-1m.yaml"), ("online-retail", "demo.yaml")])
+def test_the_shipped_rivals_share_the_data_of_the_shipped_hymirec(name: str, ours: str) -> None:
+    configs = ROOT / "ray_jobs" / "configs"
+    rivals = sorted((configs / name).glob("*.yaml"))
+    assert {path.stem for path in rivals} == {*CLOSED_FORMS, *TRAINED} - {"recent-popularity"}
+    for path in rivals:
+        rival = load(PipelineConfig, path)
+        assert rival.baseline is not None
+        assert rival.baseline.kind == path.stem
+        assert rival.data == load(PipelineConfig, configs / ours).data

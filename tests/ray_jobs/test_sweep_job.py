@@ -10,16 +10,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import ray
 import yaml
 from head import ROOT, plain_environment
+from ray import tune
 from variant_runs import make_until_codes, tiny
 
 from hymirec.artifacts import read_json
 from hymirec.config import PipelineConfig, load, parse
 from hymirec.errors import ConfigError
-from ray_jobs.sweep import METRIC, SweepConfig, at
+from ray_jobs.sweep import METRIC, SweepConfig, at, ended_early, search_id, trial_rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 # Without a start from co-occurrence a model that learns nothing is bad.
@@ -135,6 +137,29 @@ def test_steps_before_the_recommender_are_not_made_again(sweep: Sweep, rows: lis
     for row in rows:
         for name in ("data/sequences.parquet", "embeddings/part-00000.parquet", "codes/part-00000.parquet"):
             assert (sweep.out / "trials" / row["trial"] / name).samefile(sweep.directory / "before" / name)
+
+
+def test_only_what_the_scheduler_ended_is_not_trained_again(tmp_path: Path) -> None:
+    base = tiny(tmp_path / "base")
+    settings = parse(SweepConfig, {"name": "x", "run_dir": str(tmp_path), "space": {OPTIM: {"grid": [GOOD, BAD]}}})
+    epochs = pd.DataFrame({"epoch": [1, 2], METRIC: [0.2, 0.1]})
+    ended, broken = (
+        tune.Result(
+            metrics={"config": {OPTIM: optim}, "done": done, "epoch": 2, METRIC: 0.1},
+            checkpoint=None,
+            error=None,
+            path=str(tmp_path / "tune"),
+            metrics_dataframe=epochs,
+        )
+        for optim, done in ((GOOD, True), (BAD, False))
+    )
+    rows = {row["ended"]: row for row in trial_rows([ended, broken], settings, base)}
+    assert set(rows) == {"early", "broken off"}
+    assert (rows["early"][METRIC], rows["early"]["epoch"], rows["early"]["epochs"]) == (0.2, 1, 2)
+    search = search_id(settings, base)
+    kept = {how: ended_early(tmp_path / "trials" / row["trial"], search) for how, row in rows.items()}
+    assert kept == {"early": [{"epoch": 1, METRIC: 0.2}, {"epoch": 2, METRIC: 0.1}], "broken off": None}
+    assert ended_early(tmp_path / "trials" / rows["early"]["trial"], "another search") is None
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from toy_task import ToyModel, ToyTask
 from hymirec.config import ComputeConfig, OptimConfig
 from hymirec.errors import ModelError
 from hymirec.training import LocalReporter, fit
-from hymirec.training.average import WeightAverage
+from hymirec.training.average import averaged
+from hymirec.training.engine import make_engine
 from hymirec.training.loop import load_weights
 from hymirec.training.schedule import learning_rate
 
@@ -56,18 +57,27 @@ def test_the_average_of_weights_is_kept_and_does_not_move_training(tmp_path: Pat
 
 def test_an_average_by_hand() -> None:
     model = ToyModel()
-    average = WeightAverage(model, 0.5)
     start = model.linear.weight.detach().clone()
-    with torch.no_grad():
-        model.linear.weight += 1
+    optim = OptimConfig(ema=0.5, accumulation=2, weight_decay=0, lr=1.0)
+    engine = averaged(make_engine(model, optim, COMPUTE), optim, COMPUTE)
+    weights = []
+    for update in (False, True, False, True):
+        engine.step(model.linear.weight.sum(), 0.1, update)
+        weights += [model.linear.weight.detach().clone()] if update else []
     # The first decay is 2/11, the second 3/12.
-    average.update(model)
-    average.update(model)
-    moved = model.linear.weight.detach().clone()
-    with average.applied(model):
-        torch.testing.assert_close(model.linear.weight.detach(), start + 1 - (2 / 11) * (3 / 12))
-    assert torch.equal(model.linear.weight, moved)
-    torch.testing.assert_close(average.full_state(model)["linear.weight"], start + 1 - (2 / 11) * (3 / 12))
+    expected = (2 / 11) * start + (9 / 11) * weights[0]
+    expected = (3 / 12) * expected + (9 / 12) * weights[1]
+    with engine.gathered():
+        torch.testing.assert_close(model.linear.weight.detach(), expected)
+    assert torch.equal(model.linear.weight, weights[1])
+    torch.testing.assert_close(engine.full_state()["linear.weight"], expected)
+
+
+def test_no_average_under_zero_3(caplog: pytest.LogCaptureFixture) -> None:
+    optim = OptimConfig(ema=0.9)
+    engine = make_engine(ToyModel(), optim, COMPUTE)
+    assert averaged(engine, optim, ComputeConfig(engine="deepspeed", zero_stage=3)) is engine
+    assert "ZeRO-3" in caplog.text
 
 
 def test_a_checkpoint_without_its_completion_mark_is_not_believed(tmp_path: Path) -> None:
