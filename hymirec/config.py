@@ -261,6 +261,24 @@ class DMILConfig(Config):
         return self
 
 
+class TrendConfig(Config):
+    """What is popular now, as a bonus on scores. One of these is chosen on validation, after training."""
+
+    weights: tuple[float, ...] = Field(
+        (0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.16),
+        description="weights that are tried beside 0, in units of cosine; none: no trend",
+    )
+    half_lives: tuple[float, ...] = Field(
+        (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0), min_length=1, description="days after which an event counts half"
+    )
+
+    @model_validator(mode="after")
+    def _positive(self) -> TrendConfig:
+        if any(value <= 0 for value in (*self.weights, *self.half_lives)):
+            raise ValueError("trend.weights and trend.half_lives must be above 0; weights=[] is no trend")
+        return self
+
+
 class RecommenderConfig(Config):
     """Stage 2: the hybrid recommender."""
 
@@ -268,6 +286,7 @@ class RecommenderConfig(Config):
     light: LightConfig = LightConfig()
     llm: LLMConfig = LLMConfig()
     dmil: DMILConfig = DMILConfig()
+    trend: TrendConfig = TrendConfig()
     negatives: int = Field(0, ge=0, description="sampled negatives a step, shared by the batch; 0 is the full softmax")
     mask_false_negatives: float = Field(0.99, gt=0, le=1, description="negatives nearer to the target are masked")
     scale: float = Field(14.2857, gt=0, le=100, description="start of the learnable scale (1/temperature), cap 100")
@@ -306,6 +325,7 @@ class BaselineConfig(Config):
     cooccurrence: bool = Field(False, description="models with ids: start the embeddings as HyMiRec does")
     window: int = Field(10, ge=1, description="co-occurrence: steps between two items of a history")
     patch: PatchConfig = PatchConfig()
+    trend: TrendConfig = TrendConfig(weights=())
     negatives: int = Field(0, ge=0, description="sampled negatives a step, shared by the batch; 0 is the full softmax")
     mask_false_negatives: float = Field(0.99, gt=0, le=1, description="negatives nearer to the target are masked")
     scale: float = Field(14.2857, gt=0, le=100, description="start of the learnable scale (1/temperature), cap 100")

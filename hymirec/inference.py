@@ -12,6 +12,7 @@ B requests  E long events  T recent items  Q coarse interests  H width of the li
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from hymirec.bundle import Bundle
 from hymirec.catalog.keys import item_keys
 from hymirec.catalog.schemas import MAX_TS
 from hymirec.errors import BundleMismatchError, RequestError
-from hymirec.retrieval import Hits
+from hymirec.retrieval import Bonus, Hits
 
 HistoryItem = ItemId | tuple[ItemId, int] | list[Any]
 Keys = NDArray[np.uint64]
@@ -69,6 +70,8 @@ class HyMiRec:
         self._recent = settings.llm.recent
         self._long = settings.light.max_history if settings.light.enabled else 0
         self._device = next(bundle.model.parameters()).device
+        self._trend = bundle.model.trend_counts
+        self._observing = threading.Lock()
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str = "cpu") -> HyMiRec:
@@ -127,7 +130,7 @@ class HyMiRec:
         rows = [row for row, known in enumerate(found) if len(known.items)]
         masked = [np.concatenate([excluded, known.items if filter_seen else NONE]) for known in found]
         interests = self._interests([found[row] for row in rows], [times[row] for row in rows], [None] * len(rows))
-        hits = self.bundle.index.search(interests, min(k, self.bundle.catalog.size), [masked[row] for row in rows])
+        hits = self._search(interests, k, [masked[row] for row in rows], [times[row] for row in rows])
         warm = dict(zip(rows, hits, strict=True))
         return [
             self._answer(warm[row], known.unknown)
@@ -167,8 +170,20 @@ class HyMiRec:
         stale = coarse is not None and coarse.source != known.source
         usable = coarse if stale_ok or not stale else None
         interests = self._interests([known], [now], [usable])
-        (hits,) = self.bundle.index.search(interests, min(k, self.bundle.catalog.size), [excluded])
+        (hits,) = self._search(interests, k, [excluded], [now])
         return self._answer(hits, known.unknown, stale=stale and usable is not None)
+
+    def observe(self, keys: Keys, ts: Ints) -> None:
+        """Events of anyone, item keys (n,) and times (n,) in seconds, that happened after the bundle was made.
+
+        They count for what is popular now, from the next request on. Nothing is kept of them but counts; keys that the
+        bundle does not know are skipped, and without a trend in the bundle all are.
+        """
+        items = self.bundle.catalog.indices_of_keys(keys)
+        known = items >= 0
+        with self._observing:
+            if self._trend is not None and known.any():
+                self._trend = self._trend.add(items[known], np.asarray(ts, np.int64)[known])
 
     def popular(self, k: int, excluded: Ints, reason: str, degraded: bool = False, unknown: int = 0) -> Recommendations:
         """The most popular items of the training data; a score is the item's share of the most popular one's events."""
@@ -249,6 +264,18 @@ class HyMiRec:
             found = self.bundle.model.interests(torch.stack(vectors), items, ts, mask, at)
         numbers: NDArray[np.float32] = found.float().cpu().numpy()
         return numbers
+
+    def _search(self, interests_BSW: NDArray[np.float32], k: int, excluded: list[Ints], now: list[int]) -> list[Hits]:
+        """The best items by interests and by what is popular at each request's time."""
+        counts, index = self._trend, self.bundle.index
+        k = min(k, self.bundle.catalog.size)
+        if counts is None:
+            return index.search(interests_BSW, k, excluded)
+        bonuses = {}
+        for at in set(now):
+            items, found = counts.before(at)
+            bonuses[at] = Bonus(items, self.bundle.model.trend.bonus(found))
+        return index.search(interests_BSW, k, excluded, [bonuses[at] for at in now])
 
     def _padded(self, rows: Sequence[tuple[Ints, Ints]]) -> tuple[Tensor, Tensor, Tensor]:
         """Items, times and mask, all (B, longest), padded on the right."""

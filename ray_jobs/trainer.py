@@ -108,7 +108,7 @@ def _worker(work: dict[str, _Work]) -> None:
     if reporter.rank == 0:
         model = task.build()
         load_weights(model, result.state)
-        task.export(model.eval(), job.out)
+        task.export(model.to("cuda" if compute.use_gpu else "cpu").eval(), job.out)
         write_json(job.out / "training.json", {"history": result.history, "best_epoch": result.best_epoch + 1})
         write_json(job.out / TIMING, peak)
 

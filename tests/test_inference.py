@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import pytest
 from tiny_run import ITEMS, RECENT, build_tiny_run, tiny_config
 
 from hymirec import HyMiRec
+from hymirec.bundle import write_bundle
 from hymirec.catalog.keys import item_keys
 from hymirec.catalog.prepared import Sequences
 from hymirec.errors import BundleMismatchError, RequestError
 from hymirec.inference import Recommendations
 from hymirec.recommender.requests import split_ranks, users_with_targets
+from hymirec.recommender.trend import Trend, save_trend
 
 NOW = 1_800_000_000
 DAY = 86_400
@@ -208,3 +211,50 @@ def test_integer_ids_come_back_as_integers_and_numpy_gives_them(tmp_path: Path) 
     assert model.recommend([("3", NOW - 5), ("8", NOW - 2)], k=4, now=NOW) == found
     pairs = np.array([[3, NOW - 5], [8, NOW - 2]])
     assert model.recommend([tuple(pair) for pair in pairs], k=4, now=NOW) == found
+
+
+@pytest.fixture(scope="module")
+def trending(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> HyMiRec:
+    """The same model, for which what is popular now counts."""
+    copy = tmp_path_factory.mktemp("trending") / "run"
+    shutil.copytree(run_dir, copy)
+    save_trend(copy / "recommender", {}, Trend(0.3, 2.0), Sequences.open(copy / "data"), ITEMS)
+    write_bundle(copy, tiny_config(), copy / "bundle")
+    return HyMiRec.from_pretrained(copy / "bundle")
+
+
+def test_what_is_popular_now_counts(model: HyMiRec, trending: HyMiRec, run_dir: Path) -> None:
+    """Scores are the model's and a bonus by hand; after a long silence they are the model's alone.
+
+    A count below 2^-10 is none: a bonus of .0003 here.
+    """
+    sequences = Sequences.open(run_dir / "data")
+    end = int(sequences.ts.max()) + 1
+    history = [(model.bundle.catalog.item_id(i), end - 100 + i) for i in range(9)]
+    plain = {item.item_id: item.score for item in model.recommend(history, k=ITEMS, now=end).items}
+    weights = 2.0 ** ((sequences.ts - end) / (2 * DAY))
+    bonus = 0.3 * np.log1p(np.bincount(sequences.items, weights, minlength=ITEMS))
+    found = trending.recommend(history, k=ITEMS, now=end)
+    assert len(found.items) == ITEMS - len(history)
+    for item in found.items:
+        index = trending.bundle.catalog.index_of(item.item_id)
+        assert index is not None
+        assert item.score == pytest.approx(plain[item.item_id] + bonus[index], abs=4e-4)
+    assert ids(found) != list(plain)
+    many = trending.recommend_many([history, history], k=5, now=[end, end + 365 * DAY])
+    assert many[0].items == trending.recommend(history, k=5, now=end).items
+    assert many[1].items == model.recommend(history, k=5, now=end + 365 * DAY).items
+
+
+def test_events_are_observed(trending: HyMiRec, run_dir: Path) -> None:
+    """The least likely item becomes the first when everyone takes it, and unknown keys change nothing."""
+    own = HyMiRec.from_pretrained(trending.bundle.path)
+    end = int(Sequences.open(run_dir / "data").ts.max()) + 1
+    history = [(own.bundle.catalog.item_id(i), end - 100 + i) for i in range(9)]
+    before = own.recommend(history, k=ITEMS, now=end)
+    last = before.items[-1]
+    own.observe(item_keys(["no such item"] * 1000), np.full(1000, end))
+    assert own.recommend(history, k=ITEMS, now=end) == before
+    own.observe(item_keys([last.item_id] * 1000), np.full(1000, end))
+    assert own.recommend(history, k=1, now=end + 10).items[0].item_id == last.item_id
+    assert trending.recommend(history, k=ITEMS, now=end) == before

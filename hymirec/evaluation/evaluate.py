@@ -31,8 +31,14 @@ from hymirec.recommender.baselines.task import open_baseline
 from hymirec.recommender.contract import Recommender
 from hymirec.recommender.hybrid import HybridModel
 from hymirec.recommender.losses import overlap
-from hymirec.recommender.ranking import rank, rank_scores
-from hymirec.recommender.requests import split_interests, split_targets, users_with_targets
+from hymirec.recommender.ranking import rank_scores
+from hymirec.recommender.requests import (
+    RequestRanker,
+    request_times,
+    split_interests,
+    split_targets,
+    users_with_targets,
+)
 
 OURS = "HyMiRec"
 RANKS_DIR = "ranks"
@@ -47,14 +53,14 @@ def evaluate_model(
     """
     users = _users(sequences, split)
     cosine = 0.0
-    with torch.no_grad():
-        vectors_NW = model.item_vectors().float()
-        tally = Tally(sequences, split, len(vectors_NW), config)
-        for chosen, interests in split_interests(model, sequences, split, users, config.batch_users):
-            targets, masked = split_targets(sequences, chosen, split, config.mask_history)
-            tally.add(chosen, targets, rank(interests, vectors_NW, targets, masked, config.list_k))
-            cosine += float(overlap(interests)) * len(chosen)
-    return tally.result(name, cosine / len(users))
+    ranker = RequestRanker(model, sequences)
+    tally = Tally(sequences, split, len(ranker.vectors_NW), config)
+    for chosen, interests in split_interests(model, sequences, split, users, config.batch_users):
+        targets, masked = split_targets(sequences, chosen, split, config.mask_history)
+        tally.add(chosen, targets, ranker.rank(chosen, split, interests, targets, masked, config.list_k))
+        cosine += float(overlap(interests)) * len(chosen)
+    trend = {"trend.weight": model.trend.weight, "trend.half_life": model.trend.half_life}
+    return replace(tally.result(name, cosine / len(users)), settings=trend if model.trend.weight else {})
 
 
 def evaluate_baseline(
@@ -68,9 +74,8 @@ def evaluate_baseline(
     tally = Tally(sequences, split, catalog.size, config)
     for start in range(0, len(users), config.batch_users):
         chosen = users[start : start + config.batch_users]
-        histories = [
-            History(*sequences.history(int(u), split), int(sequences.targets(int(u), split)[1][0])) for u in chosen
-        ]
+        times = request_times(sequences, chosen, split).tolist()
+        histories = [History(*sequences.history(int(u), split), at) for u, at in zip(chosen, times, strict=True)]
         targets, masked = split_targets(sequences, chosen, split, config.mask_history)
         scores = torch.from_numpy(np.array(baseline.score(histories), np.float32))
         tally.add(chosen, targets, rank_scores(scores, targets, masked, config.list_k))

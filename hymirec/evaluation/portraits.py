@@ -19,7 +19,7 @@ from hymirec.config import EvaluationConfig
 from hymirec.errors import RequestError
 from hymirec.recommender.contract import Recommender
 from hymirec.recommender.ranking import rank
-from hymirec.recommender.requests import split_interests, split_targets, users_with_targets
+from hymirec.recommender.requests import RequestRanker, split_interests, split_targets, users_with_targets
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -75,25 +75,25 @@ def portraits(
     """Portraits of users (rows) in the given order, lists of `k` items, under the evaluation's own protocol."""
     rows = np.array(users, np.int64)
     found: dict[int, Portrait] = {}
-    with torch.no_grad():
-        vectors_NW = model.item_vectors().float()
-        for chosen, interests_BSW in split_interests(model, sequences, split, rows, config.batch_users):
-            for user, interests_SW in zip(chosen.tolist(), interests_BSW, strict=True):
-                found[user] = _portrait(user, interests_SW, vectors_NW, sequences, split, k, config)
+    ranker = RequestRanker(model, sequences)
+    for chosen, interests_BSW in split_interests(model, sequences, split, rows, config.batch_users):
+        for user, interests_SW in zip(chosen.tolist(), interests_BSW, strict=True):
+            found[user] = _portrait(user, interests_SW, ranker, sequences, split, k, config)
     return [found[user] for user in users]
 
 
 def _portrait(
     user: int,
     interests_SW: Tensor,
-    vectors_NW: Tensor,
+    ranker: RequestRanker,
     sequences: Sequences,
     split: Split,
     k: int,
     config: EvaluationConfig,
 ) -> Portrait:
-    targets, masked = split_targets(sequences, np.array([user]), split, config.mask_history)
-    merged = rank(interests_SW[None], vectors_NW, targets, masked, config.list_k)
+    rows, vectors_NW = np.array([user]), ranker.vectors_NW
+    targets, masked = split_targets(sequences, rows, split, config.mask_history)
+    merged = ranker.rank(rows, split, interests_SW[None], targets, masked, config.list_k)
     count = len(interests_SW)
     alone = rank(interests_SW[:, None], vectors_NW, [targets[0][:0]] * count, masked * count, k)
 

@@ -12,6 +12,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from hymirec.config import RecommenderConfig
+from hymirec.recommender.trend import Trend
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,13 @@ class Reach:
 
 
 class Recommender(Protocol):
-    """A module that answers requests with interests; an item's score is its largest product with one of them."""
+    """A module that answers requests with interests.
+
+    An item's score is its largest product with one of them, and the bonus that `trend` gives to what is popular now.
+    """
 
     reach: Reach
+    trend: Trend
 
     def item_vectors(self) -> Tensor:
         """Unit vectors (N, W) of all items."""

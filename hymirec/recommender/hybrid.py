@@ -39,6 +39,7 @@ from hymirec.recommender.masks import TimeBias, additive, pack
 from hymirec.recommender.objective import Objective, objective_losses
 from hymirec.recommender.recency import RecencyKernels
 from hymirec.recommender.ticks import BUCKETS, NO_AGE, age_buckets
+from hymirec.recommender.trend import Trend, TrendCounts, open_trend
 
 # Where the gate of an interest starts: sigmoid(4) = .98.
 OPEN_GATE = 4.0
@@ -74,12 +75,16 @@ class HybridModel(PreTrainedModel):
 
     codebook_LKX: Tensor
     table_NW: Tensor
+    # What is popular now, chosen after training; counts are there where it is served from.
+    trend: Trend
+    trend_counts: TrendCounts | None
 
     def __init__(self, config: HybridConfig) -> None:
         super().__init__(config)
         settings = parse(RecommenderConfig, config.recommender, "recommender config of the model")
         self.settings = settings
         self.reach = Reach.of(settings)
+        self.trend, self.trend_counts = Trend(), None
         item, light, dmil = settings.item, settings.light, settings.dmil
         self.llm = empty_llm(config.llm, settings.llm.gradient_checkpointing)
         if settings.llm.preset == "tiny":
@@ -198,7 +203,7 @@ class HybridModel(PreTrainedModel):
 
     @classmethod
     def open(cls, directory: Path, codes: ItemTable) -> HybridModel:
-        """A model ready to serve and to evaluate, in eval mode: weights, item vectors, projected codebook, codes.
+        """A model ready to serve and to evaluate, in eval mode: weights, item vectors, codebook, codes, trend.
 
         Raises ArtifactMissingError when a file is not there.
         """
@@ -212,6 +217,7 @@ class HybridModel(PreTrainedModel):
         model.attach_item_vectors(tensors["item_vectors"])
         if model.light is not None:
             model.attach_codes(codes, tensors["projected_codebook"], projected=True)
+        model.trend, model.trend_counts = open_trend(directory)
         model.eval()
         return model
 

@@ -43,16 +43,25 @@ def max_scores(interests_BSW: Tensor, items_NW: Tensor) -> Tensor:
     return scores.view(batch, interests, -1).amax(dim=1)
 
 
-def rank(interests_BSW: Tensor, items_NW: Tensor, targets: Items, masked: Items, k: int = 0) -> Ranking:
+def rank(
+    interests_BSW: Tensor,
+    items_NW: Tensor,
+    targets: Items,
+    masked: Items,
+    k: int = 0,
+    bonus_BN: Tensor | None = None,
+) -> Ranking:
     """Rank each user's targets among all items but the masked ones, and list the first k of them.
 
-    interests (B, S, W) and items (N, W) are unit vectors. A target is ranked even when it is masked (a repeated item),
-    but is in no list then; other targets of the same user count as ordinary items. Raises ModelError for a NaN.
+    interests (B, S, W) and items (N, W) are unit vectors; a bonus (B, N) is added to the scores. A target is ranked
+    even when it is masked (a repeated item), but is in no list then; other targets of the same user count as ordinary
+    items. Raises ModelError for a NaN.
     """
     step = max(1, CHUNK_SCORES // max(1, interests_BSW.shape[0] * interests_BSW.shape[1]))
 
     def score(start: int, stop: int) -> Tensor:
-        return max_scores(interests_BSW, items_NW[start:stop])
+        scores_BC = max_scores(interests_BSW, items_NW[start:stop])
+        return scores_BC if bonus_BN is None else scores_BC + bonus_BN[:, start:stop]
 
     return _rank(score, len(items_NW), step, targets, masked, k)
 
@@ -63,11 +72,6 @@ def rank_scores(scores_BN: Tensor, targets: Items, masked: Items, k: int = 0) ->
     return _rank(lambda start, stop: scores_BN[:, start:stop], n, n, targets, masked, k)
 
 
-def target_ranks(interests_BSW: Tensor, items_NW: Tensor, targets: Items, masked: Items) -> list[NDArray[np.int64]]:
-    """Only the ranks of `rank`."""
-    return rank(interests_BSW, items_NW, targets, masked).ranks
-
-
 def score_ranks(scores_BN: Tensor, targets: Items, masked: Items) -> list[NDArray[np.int64]]:
     """Only the ranks of `rank_scores`."""
     return rank_scores(scores_BN, targets, masked).ranks
@@ -75,10 +79,9 @@ def score_ranks(scores_BN: Tensor, targets: Items, masked: Items) -> list[NDArra
 
 def _rank(score: Callable[[int, int], Tensor], n: int, step: int, targets: Items, masked: Items, k: int) -> Ranking:
     """Rank from a function that gives the scores (B, stop - start) of a range of items, in two passes over ranges."""
-    counts = [len(own) for own in targets]
     spans = [(start, min(n, start + step)) for start in range(0, n, step)]
     kept_BC = score(0, n) if len(spans) == 1 else None
-    target_BT = _padded(targets, counts)
+    target_BT = padded_targets(targets)
     own_BT = torch.zeros(target_BT.shape)
     # The target's own score comes out of the same product as the others', so that a tie is a tie.
     for start, stop in spans if target_BT.shape[1] else ():
@@ -102,7 +105,7 @@ def _rank(score: Callable[[int, int], Tensor], n: int, step: int, targets: Items
                 best = torch.cat([best_BK[block], keys_RC.topk(min(k, stop - start), dim=1).values], dim=1)
                 best_BK[block] = best.topk(k, dim=1).values
     top_BK = torch.where(best_BK == MASKED, -1, _LOW - (best_BK & _LOW))
-    return Ranking([ranks_BT[row, :count].cpu().numpy() for row, count in enumerate(counts)], top_BK.cpu().numpy())
+    return Ranking([ranks_BT[row, : len(own)].cpu().numpy() for row, own in enumerate(targets)], top_BK.cpu().numpy())
 
 
 def _keys(scores: Tensor, index: Tensor) -> Tensor:
@@ -117,8 +120,15 @@ def _keys(scores: Tensor, index: Tensor) -> Tensor:
     return ordered.to(torch.int64).bitwise_left_shift_(32).add_(_LOW - index)
 
 
-def _padded(targets: Items, counts: list[int]) -> Tensor:
-    target_BT = torch.zeros(len(targets), max(counts, default=0), dtype=torch.int64)
+def ndcg(ranks: NDArray[np.int64], k: int = 10) -> float:
+    """NDCG@k of one user from the 0-based ranks of all the user's targets."""
+    ideal = (1 / np.log2(np.arange(min(len(ranks), k)) + 2)).sum()
+    return float((1 / np.log2(ranks[ranks < k] + 2)).sum() / ideal)
+
+
+def padded_targets(targets: Items) -> Tensor:
+    """Targets (B, T) as one table, filled up with item 0."""
+    target_BT = torch.zeros(len(targets), max((len(own) for own in targets), default=0), dtype=torch.int64)
     for row, values in enumerate(targets):
         target_BT[row, : len(values)] = torch.from_numpy(np.asarray(values, np.int64))
     return target_BT

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hymirec.catalog.prepared import Catalog, Sequences
 from hymirec.catalog.vectors import read_vectors
 from hymirec.codebook import open_codebook
-from hymirec.config import OptimConfig, PipelineConfig
+from hymirec.config import OptimConfig, PipelineConfig, TrendConfig
 from hymirec.errors import DataError
 from hymirec.recommender.batches import chunk_count, epoch_batches, training_batch
 from hymirec.recommender.card import model_card
@@ -23,7 +23,10 @@ from hymirec.recommender.cooccurrence import cooccurrence_vectors, text_projecti
 from hymirec.recommender.hybrid import HybridConfig, HybridModel
 from hymirec.recommender.llm import llm_architecture, load_llm_weights
 from hymirec.recommender.negatives import sample_negatives
+from hymirec.recommender.ranking import ndcg
 from hymirec.recommender.requests import split_ranks, users_with_targets
+from hymirec.recommender.trend import save_trend
+from hymirec.recommender.trend_fit import fit_trend
 
 # Validation after each epoch looks at no more users than this; the evaluation step looks at all.
 VALIDATED_USERS = 10_000
@@ -78,13 +81,16 @@ class RecommenderTask(ABC):
         gain, found, cosine = 0.0, 0.0, 0.0
         for _, ranks, interests in split_ranks(answering(model), self._sequences, "validation", mine, batch, masked):
             for own in ranks:
-                top = own[own < 10]
-                ideal = (1 / np.log2(np.arange(min(len(own), 10)) + 2)).sum()
-                gain += float((1 / np.log2(top + 2)).sum() / ideal)
-                found += len(top) / len(own)
+                gain += ndcg(own)
+                found += float((own < 10).mean())
             cosine += _mean_overlap(interests) * len(ranks)
         count = len(mine)
         return {self.metric: (gain, count), "recall@10": (found, count), "overlap": (cosine, count)}
+
+    def export_trend(self, model: nn.Module, config: TrendConfig, directory: Path) -> None:
+        """Choose what popularity of now adds to the finished model's scores, and write it."""
+        fitted = fit_trend(answering(model), self._sequences, config, self._config.evaluation)
+        save_trend(directory, fitted.report(), fitted.trend, self._sequences, self._catalog.size)
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -139,11 +145,12 @@ class HybridTask(RecommenderTask):
                 model.items.projection.copy_(torch.from_numpy(text_projection(content, self._start)))
 
     def export(self, model: nn.Module, directory: Path) -> None:
-        """Write config.json, model.safetensors, item_vectors.safetensors (what serving needs) and README.md."""
+        """Write config.json, model.safetensors, item_vectors.safetensors and trend.* (for serving), README.md."""
         assert isinstance(model, HybridModel)
         directory.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(directory)
         model.save_serving(directory)
+        self.export_trend(model, self._settings.trend, directory)
         (directory / "README.md").write_text(model_card(model, self._catalog.size, len(self._sequences)))
 
 

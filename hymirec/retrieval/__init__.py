@@ -1,5 +1,5 @@
 """Search of several interests over the whole catalogue."""
 
-from hymirec.retrieval.index import Hits, ItemIndex
+from hymirec.retrieval.index import Bonus, Hits, ItemIndex
 
-__all__ = ["Hits", "ItemIndex"]
+__all__ = ["Bonus", "Hits", "ItemIndex"]

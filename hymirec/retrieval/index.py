@@ -7,7 +7,11 @@ the search of one interest is. Never a sum over interests.
 Where scores are equal across the end of a list (items with one text and no learned part have one vector), the list is
 searched again twice as far, so that the items of a tie are always those with the lowest index.
 
-B requests  S interests  W width  N items  K results in total
+A request may bring a bonus for some items, which is added to their scores. An item can only enter the list over one
+that the search found if its bonus makes up for being below the search's last score: those few are scored one by one
+(the threshold algorithm of Fagin, Lotem and Naor, 2003, with one list sorted), so the list is as exact as the search.
+
+B requests  S interests  W width  N items  K results in total  H items with a bonus
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ from hymirec.errors import ArtifactDamagedError, ArtifactMissingError, RequestEr
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+# With a bonus, this many times K are searched for: the lower the last score, the fewer items are scored one by one.
+BONUS_FETCH = 4
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,21 @@ class Hits:
 
     def __len__(self) -> int:
         return len(self.items)
+
+
+@dataclass(frozen=True)
+class Bonus:
+    """What is added to the scores of some items: `items` (H,) ascending, `values` (H,), none below 0."""
+
+    items: Ints
+    values: Floats
+
+    def of(self, items: Ints) -> Floats:
+        """The bonus of each item (n,), 0 for one that has none."""
+        if not len(self.items):
+            return np.zeros(len(items), np.float32)
+        place = np.minimum(np.searchsorted(self.items, items), len(self.items) - 1)
+        return np.where(self.items[place] == items, self.values[place], np.float32(0))
 
 
 class ItemIndex:
@@ -94,8 +115,14 @@ class ItemIndex:
         except RuntimeError as e:
             raise ArtifactDamagedError(f"{path} is no faiss index ({e}); write the bundle again") from e
 
-    def search(self, interests_BSW: Floats, k: int, exclude: Sequence[NDArray[np.integer]] | None = None) -> list[Hits]:
-        """The K best items of each request that are not among its excluded ones.
+    def search(
+        self,
+        interests_BSW: Floats,
+        k: int,
+        exclude: Sequence[NDArray[np.integer]] | None = None,
+        bonus: Sequence[Bonus] | None = None,
+    ) -> list[Hits]:
+        """The K best items of each request that are not among its excluded ones, by score and bonus if there is one.
 
         Over-fetches as many as are excluded and filters exactly, so excluded items never make a list shorter than the
         catalogue allows. Raises RequestError for k < 1.
@@ -104,6 +131,9 @@ class ItemIndex:
             raise RequestError(f"k must be at least 1, got {k}")
         batch, interests, width = interests_BSW.shape
         excluded = [np.unique(row) for row in exclude] if exclude is not None else [np.empty(0, np.int64)] * batch
+        if bonus is not None:
+            found = self.search(interests_BSW, BONUS_FETCH * k, excluded)
+            return [self._with_bonus(*row, k) for row in zip(interests_BSW, found, excluded, bonus, strict=True)]
         wanted = min(len(self), k + max((len(row) for row in excluded), default=0))
         if not batch or not wanted:
             return [Hits(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64))] * batch
@@ -114,6 +144,28 @@ class ItemIndex:
             self._row(interests_BSW[row], items[row], scores[row], excluded[row], k, self._approximate)
             for row in range(batch)
         ]
+
+    def _with_bonus(
+        self, interests_SW: Floats, found: Hits, excluded: NDArray[np.integer], bonus: Bonus, k: int
+    ) -> Hits:
+        """The best of what was found and of what a bonus lifts above it."""
+        own = found.scores + bonus.of(found.items)
+        everything = len(found) < BONUS_FETCH * k
+        gap = np.inf if everything else np.partition(own, -k)[-k] - found.scores[-1]
+        lifted = bonus.items[bonus.values >= gap]
+        lifted = lifted[~np.isin(lifted, excluded) & ~np.isin(lifted, found.items)]
+        scores_HS = self._vectors()[lifted] @ interests_SW.T
+        scores = np.concatenate([own, scores_HS.max(axis=1, initial=-np.inf) + bonus.of(lifted)])
+        items = np.concatenate([found.items, lifted])
+        interests = np.concatenate([found.interests, scores_HS.argmax(axis=1)])
+        order = np.lexsort((items, -scores))[:k]
+        return Hits(items[order], scores[order], interests[order])
+
+    def _vectors(self) -> Floats:
+        """All vectors (N, W), without a copy."""
+        flat: Any = self._flat
+        vectors: Floats = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
+        return vectors
 
     def _row(
         self,

@@ -18,6 +18,7 @@ from hymirec.recommender.baselines import Popularity
 from hymirec.recommender.hybrid import HybridModel
 from hymirec.recommender.requests import split_interests, split_targets, users_with_targets
 from hymirec.recommender.task import HybridTask
+from hymirec.recommender.trend import Trend
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +36,19 @@ def opened(run_dir: Path) -> tuple[HybridModel, Sequences]:
     return model, Sequences.open(run_dir / "data")
 
 
-def test_metrics_equal_a_plain_loop_over_users(run_dir: Path) -> None:
+@pytest.mark.parametrize("trend", [Trend(), Trend(0.5, 3.0)], ids=["plain", "trend"])
+def test_metrics_equal_a_plain_loop_over_users(run_dir: Path, trend: Trend) -> None:
     model, sequences = opened(run_dir)
+    model.trend = trend
+    _, items, ts = sequences.training_events()
     found = evaluate_model(model, sequences, "test", EvaluationConfig(ks=(5,), bootstrap=0)).means
     users = users_with_targets(sequences, "test")
     recall = []
     for user, interests in _one_by_one(model, sequences, users):
-        score = (interests @ model.item_vectors().T).amax(dim=0)
+        score = (interests @ model.item_vectors().T).amax(dim=0).numpy()
+        age = sequences.targets(user, "test")[1][0] - ts
+        weights = np.where(age > 0, 0.5 ** (age.clip(0) / (trend.half_life * 86_400)), 0)
+        score += trend.weight * np.log1p(np.bincount(items, weights, minlength=len(score)))
         wanted = set(sequences.targets(user, "test")[0].tolist())
         hidden = set(sequences.history(user, "test")[0].tolist()) - wanted
         order = sorted((i for i in range(len(score)) if i not in hidden), key=lambda i: (-float(score[i]), i))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hymirec.evaluation.bootstrap import interval, paired_p_value
 from hymirec.evaluation.metrics import means, per_user
 from hymirec.recommender import ranking
-from hymirec.recommender.ranking import target_ranks
+from hymirec.recommender.ranking import rank
 
 
 def test_one_target_a_user_by_hand() -> None:
@@ -64,7 +64,7 @@ def test_ranks_equal_a_full_sort_for_any_chunking(seed: int, interests: int, ite
     old = ranking.CHUNK_SCORES
     ranking.CHUNK_SCORES = chunk * 3 * interests
     try:
-        found = target_ranks(r, v, targets, masked)
+        found = rank(r, v, targets, masked).ranks
     finally:
         ranking.CHUNK_SCORES = old
     for row in range(3):
@@ -76,8 +76,8 @@ def test_ranks_equal_a_full_sort_for_any_chunking(seed: int, interests: int, ite
 def test_a_masked_target_is_ranked_all_the_same() -> None:
     items = torch.eye(3)
     interests = torch.tensor([[[0.9, 0.5, 0.1]]])
-    assert target_ranks(interests, items, [np.array([0])], [np.array([0, 1])])[0].tolist() == [0]
-    assert target_ranks(interests, items, [np.array([2])], [np.array([0, 2])])[0].tolist() == [1]
+    assert rank(interests, items, [np.array([0])], [np.array([0, 1])]).ranks[0].tolist() == [0]
+    assert rank(interests, items, [np.array([2])], [np.array([0, 2])]).ranks[0].tolist() == [1]
 
 
 def test_the_interval_covers_the_mean_and_narrows_with_users() -> None:

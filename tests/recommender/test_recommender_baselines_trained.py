@@ -254,6 +254,7 @@ def test_an_exported_model_ranks_as_before(
         "config.json",
         "item_vectors.safetensors",
         "model.safetensors",
+        "trend.json",
     }
     opened = open_baseline(tmp_path, Catalog.open(run_dir / "data"))
     ranks = [evaluate_model(m, sequences, "test", config.evaluation).ranks.rank_T for m in (model, opened)]

@@ -84,7 +84,14 @@ def test_training_lowers_the_loss_and_equal_runs_write_equal_bytes(run_dir: Path
     assert history[-1]["train_next"] < history[1]["train_next"]
     assert history[result.best_epoch + 1]["ndcg@10"] > history[0]["ndcg@10"]
     first = exported(config, run_dir, tmp_path / "a")
-    assert set(first) == {"README.md", "config.json", "item_vectors.safetensors", "model.safetensors"}
+    assert set(first) == {
+        "README.md",
+        "config.json",
+        "item_vectors.safetensors",
+        "model.safetensors",
+        "trend.json",
+        "trend.safetensors",
+    }
     assert first == exported(config, run_dir, tmp_path / "b")
 
 

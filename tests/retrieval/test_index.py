@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hymirec.config import RetrievalConfig
 from hymirec.errors import ArtifactDamagedError, ArtifactMissingError, RequestError
-from hymirec.retrieval import ItemIndex
+from hymirec.retrieval import Bonus, ItemIndex
 
 FLAT = RetrievalConfig()
 
@@ -33,6 +33,38 @@ def test_results_equal_brute_force(seed: int, interests: int, items: int, k: int
         assert hits.items.tolist() == best
         assert np.allclose(hits.scores, scores[best], atol=1e-6)
         assert hits.interests.tolist() == (queries[row] @ vectors.T).argmax(axis=0)[best].tolist()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 2**31),
+    st.integers(1, 60),
+    st.integers(1, 15),
+    st.integers(0, 20),
+    st.floats(0, 1),
+    st.sampled_from([0.0, 0.1, 3.0]),
+)
+def test_results_with_a_bonus_equal_brute_force(
+    seed: int, items: int, k: int, excluded: int, share: float, size: float
+) -> None:
+    """Few or many items have one, small or larger than any difference of scores, each request its own."""
+    rng = np.random.default_rng(seed)
+    vectors, queries = unit(rng, items, 8), unit(rng, 2, 3, 8)
+    exclude = [rng.integers(0, items, excluded), np.empty(0, np.int64)]
+    bonuses = []
+    for _ in range(2):
+        lifted = np.flatnonzero(rng.random(items) < share)
+        bonuses.append(Bonus(lifted, (size * rng.random(len(lifted))).astype(np.float32)))
+    found = ItemIndex.build(vectors, FLAT).search(queries, k, exclude, bonuses)
+    for row, hits in enumerate(found):
+        cosines = queries[row] @ vectors.T
+        scores = cosines.max(axis=0)
+        scores[bonuses[row].items] += bonuses[row].values
+        allowed = [i for i in range(items) if i not in set(exclude[row].tolist())]
+        best = sorted(allowed, key=lambda i: -scores[i])[:k]
+        assert hits.items.tolist() == best
+        assert np.allclose(hits.scores, scores[best], atol=1e-6)
+        assert hits.interests.tolist() == cosines.argmax(axis=0)[best].tolist()
 
 
 def test_equal_scores_come_in_order_of_item() -> None:

@@ -21,6 +21,7 @@ from hymirec.config import BaselineConfig
 from hymirec.errors import ModelError
 from hymirec.recommender.contract import Reach
 from hymirec.recommender.losses import Candidates, Twins
+from hymirec.recommender.trend import Trend
 
 
 class ItemTower(Protocol):
@@ -80,6 +81,7 @@ class SequentialBaseline(nn.Module, ABC):
         super().__init__()
         self.settings = settings
         self.reach = Reach(settings.length)
+        self.trend = Trend()
         self.tower = tower
         self.log_scale = nn.Parameter(torch.tensor([settings.scale]).log())
         # The finished item vectors of a trained model; not part of the weights.

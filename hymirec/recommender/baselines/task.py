@@ -17,6 +17,7 @@ from hymirec.recommender.baselines.sequential import SequentialBaseline
 from hymirec.recommender.contract import Reach
 from hymirec.recommender.cooccurrence import cooccurrence_vectors
 from hymirec.recommender.task import RecommenderTask
+from hymirec.recommender.trend import open_trend
 
 CONFIG, WEIGHTS, VECTORS = "config.json", "model.safetensors", "item_vectors.safetensors"
 
@@ -47,7 +48,7 @@ class BaselineTask(RecommenderTask):
         return TRAINED[self._settings.kind](inputs)
 
     def export(self, model: nn.Module, directory: Path) -> None:
-        """Write config.json, model.safetensors, item_vectors.safetensors and README.md; see `open_baseline`."""
+        """Write config.json, model.safetensors, item_vectors.safetensors, trend.json and README.md."""
         assert isinstance(model, SequentialBaseline)
         settings, size = self._settings, self._catalog.size
         directory.mkdir(parents=True, exist_ok=True)
@@ -59,6 +60,7 @@ class BaselineTask(RecommenderTask):
         with torch.no_grad():
             vectors_NW = model.eval().item_vectors().float().cpu().contiguous()
         save_file({"item_vectors": vectors_NW}, directory / VECTORS)
+        self.export_trend(model, settings.trend, directory)
         (directory / "README.md").write_text(_card(settings, size, len(self._sequences)))
 
 
@@ -84,6 +86,7 @@ def open_baseline(directory: Path, catalog: Catalog) -> SequentialBaseline:
     except RuntimeError as e:
         raise ArtifactDamagedError(f"{directory / WEIGHTS} has other weights than its config.json says: {e}") from e
     model.attach_item_vectors(load_file(directory / VECTORS)["item_vectors"])
+    model.trend, _ = open_trend(directory)
     return model.eval()
 
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from hymirec.catalog.prepared import Sequences
 from hymirec.recommender.baselines.contract import History
-from hymirec.recommender.ranking import score_ranks
-from hymirec.recommender.requests import split_targets, users_with_targets
+from hymirec.recommender.ranking import ndcg, score_ranks
+from hymirec.recommender.requests import request_times, split_targets, users_with_targets
 
 Setting = float | int
 Settings = dict[str, Setting]
@@ -38,8 +38,8 @@ class Validation:
         for start in range(0, len(users), BATCH):
             chosen = users[start : start + BATCH]
             known = [sequences.history(int(user), "validation") for user in chosen]
-            first = [int(sequences.targets(int(user), "validation")[1][0]) for user in chosen]
-            histories = [History(*own, now) for own, now in zip(known, first, strict=True)]
+            times = request_times(sequences, chosen, "validation").tolist()
+            histories = [History(*own, now) for own, now in zip(known, times, strict=True)]
             self._batches.append((histories, *split_targets(sequences, chosen, "validation", mask_history)))
 
     def ndcg(self, score: Callable[[Sequence[History]], NDArray[np.float32]]) -> float:
@@ -47,8 +47,7 @@ class Validation:
         gain = 0.0
         for histories, targets, masked in self._batches:
             for ranks in score_ranks(torch.from_numpy(np.array(score(histories))), targets, masked):
-                ideal = (1 / np.log2(np.arange(min(len(ranks), 10)) + 2)).sum()
-                gain += float((1 / np.log2(ranks[ranks < 10] + 2)).sum() / ideal)
+                gain += ndcg(ranks)
         return gain / max(self.users, 1)
 
 
