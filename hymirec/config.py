@@ -480,6 +480,9 @@ class ServiceConfig(Config):
     max_recommender_replicas: int = Field(1, ge=1, description="most replicas of the recommender (autoscaling)")
     writer_replicas: int = Field(1, ge=1, description="history writers; more than one needs redis and Kafka")
     threads: int = Field(1, ge=1, description="torch and faiss threads in one recommender replica")
+    trend_backlog: int = Field(
+        1_000_000, ge=0, description="what is popular now: messages a partition read back at a start; 0 reads no events"
+    )
     host: str = Field("127.0.0.1", description="where HTTP listens; must be what http_options.host of the YAML says")
     token_file: str | None = Field(None, description="file with `scope token` lines; required beyond loopback")
 

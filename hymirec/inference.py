@@ -174,16 +174,20 @@ class HyMiRec:
         return self._answer(hits, known.unknown, stale=stale and usable is not None)
 
     def observe(self, keys: Keys, ts: Ints) -> None:
-        """Events of anyone, item keys (n,) and times (n,) in seconds, that happened after the bundle was made.
+        """Events of anyone, item keys (n,) and times (n,) in seconds: they count for what is popular now.
 
-        They count for what is popular now, from the next request on. Nothing is kept of them but counts; keys that the
-        bundle does not know are skipped, and without a trend in the bundle all are.
+        In whatever order, from the next request on; nothing is kept of them but counts. Skipped are keys that the
+        bundle does not know and events from before the bundle's last one, which it has counted; all of them where the
+        bundle has no trend.
         """
-        items = self.bundle.catalog.indices_of_keys(keys)
-        known = items >= 0
+        counted = self.bundle.model.trend_counts
+        if counted is None:
+            return
+        items, times = self.bundle.catalog.indices_of_keys(keys), np.asarray(ts, np.int64)
+        new = (items >= 0) & (times >= counted.at)
         with self._observing:
-            if self._trend is not None and known.any():
-                self._trend = self._trend.add(items[known], np.asarray(ts, np.int64)[known])
+            if self._trend is not None and new.any():
+                self._trend = self._trend.add(items[new], times[new])
 
     def popular(self, k: int, excluded: Ints, reason: str, degraded: bool = False, unknown: int = 0) -> Recommendations:
         """The most popular items of the training data; a score is the item's share of the most popular one's events."""

@@ -22,3 +22,8 @@ class Recommender(Ranker):
         """Called every few seconds: a replica that missed a swap (it was starting, say) makes up for it beside."""
         if self._following is None or self._following.done():
             self._following = asyncio.create_task(asyncio.to_thread(self.follow))
+
+    def __del__(self) -> None:
+        # Serve calls this once on an ordinary stop; it also runs for a replica whose constructor failed.
+        if hasattr(self, "_pulse"):
+            self.close()

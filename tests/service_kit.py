@@ -130,4 +130,5 @@ class LocalService:
         await self.client.aclose()
         await self.frontend.stop()
         self.writer.close()
+        await asyncio.to_thread(self.ranker.close)
         await asyncio.sleep(0)

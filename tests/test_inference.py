@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_run import ITEMS, RECENT, build_tiny_run, tiny_config
+from tiny_run import ITEMS, RECENT, build_tiny_run, tiny_config, trending
 
 from hymirec import HyMiRec
-from hymirec.bundle import write_bundle
 from hymirec.catalog.keys import item_keys
 from hymirec.catalog.prepared import Sequences
 from hymirec.errors import BundleMismatchError, RequestError
 from hymirec.inference import Recommendations
 from hymirec.recommender.requests import split_ranks, users_with_targets
-from hymirec.recommender.trend import Trend, save_trend
+from hymirec.recommender.trend import Trend
 
 NOW = 1_800_000_000
 DAY = 86_400
@@ -213,21 +211,18 @@ def test_integer_ids_come_back_as_integers_and_numpy_gives_them(tmp_path: Path) 
     assert model.recommend([tuple(pair) for pair in pairs], k=4, now=NOW) == found
 
 
-@pytest.fixture(scope="module")
-def trending(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> HyMiRec:
-    """The same model, for which what is popular now counts."""
-    copy = tmp_path_factory.mktemp("trending") / "run"
-    shutil.copytree(run_dir, copy)
-    save_trend(copy / "recommender", {}, Trend(0.3, 2.0), Sequences.open(copy / "data"), ITEMS)
-    write_bundle(copy, tiny_config(), copy / "bundle")
-    return HyMiRec.from_pretrained(copy / "bundle")
+def with_trend(run_dir: Path, directory: Path, trend: Trend) -> HyMiRec:
+    """The run's model with this trend."""
+    return HyMiRec.from_pretrained(trending(run_dir, directory / "bundle", trend))
 
 
-def test_what_is_popular_now_counts(model: HyMiRec, trending: HyMiRec, run_dir: Path) -> None:
+def test_what_is_popular_now_counts(run_dir: Path, tmp_path: Path) -> None:
     """Scores are the model's and a bonus by hand; after a long silence they are the model's alone.
 
     A count below 2^-10 is none: a bonus of .0003 here.
     """
+    model = with_trend(run_dir, tmp_path / "without", Trend())
+    trending = with_trend(run_dir, tmp_path / "with", Trend(0.3, 2.0))
     sequences = Sequences.open(run_dir / "data")
     end = int(sequences.ts.max()) + 1
     history = [(model.bundle.catalog.item_id(i), end - 100 + i) for i in range(9)]
@@ -246,15 +241,15 @@ def test_what_is_popular_now_counts(model: HyMiRec, trending: HyMiRec, run_dir: 
     assert many[1].items == model.recommend(history, k=5, now=end + 365 * DAY).items
 
 
-def test_events_are_observed(trending: HyMiRec, run_dir: Path) -> None:
-    """The least likely item becomes the first when everyone takes it, and unknown keys change nothing."""
-    own = HyMiRec.from_pretrained(trending.bundle.path)
+def test_events_are_observed(run_dir: Path, tmp_path: Path) -> None:
+    """The least likely item becomes the first when all take it; unknown keys and counted events change nothing."""
+    own = with_trend(run_dir, tmp_path, Trend(0.3, 2.0))
     end = int(Sequences.open(run_dir / "data").ts.max()) + 1
     history = [(own.bundle.catalog.item_id(i), end - 100 + i) for i in range(9)]
     before = own.recommend(history, k=ITEMS, now=end)
     last = before.items[-1]
     own.observe(item_keys(["no such item"] * 1000), np.full(1000, end))
+    own.observe(item_keys([last.item_id] * 1000), np.full(1000, end - 1))
     assert own.recommend(history, k=ITEMS, now=end) == before
     own.observe(item_keys([last.item_id] * 1000), np.full(1000, end))
     assert own.recommend(history, k=1, now=end + 10).items[0].item_id == last.item_id
-    assert trending.recommend(history, k=ITEMS, now=end) == before

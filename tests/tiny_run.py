@@ -6,6 +6,7 @@ one epoch; evaluation and bundle. Histories are longer than what the LLM reads, 
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from hymirec.artifacts import write_json, write_manifest
 from hymirec.bundle import write_bundle
 from hymirec.catalog.parts import part_paths
 from hymirec.catalog.prepare import prepare
+from hymirec.catalog.prepared import Sequences
 from hymirec.catalog.tables import load_tables
 from hymirec.catalog.validation import check
 from hymirec.catalog.vectors import count_rows, read_vectors
@@ -26,6 +28,7 @@ from hymirec.encoder.encode import encode_part
 from hymirec.encoder.task import Stage1Task
 from hymirec.evaluation.evaluate import evaluate_run
 from hymirec.recommender.task import HybridTask
+from hymirec.recommender.trend import Trend, save_trend
 from hymirec.training import LocalReporter, TrainTask, fit
 from hymirec.training.loop import load_weights
 
@@ -92,6 +95,14 @@ def build_tiny_run(directory: Path, seed: int = 0, string_ids: bool = True, kind
         write_manifest(directory / name, name)
     write_bundle(directory, config, directory / "bundle")
     return directory
+
+
+def trending(run_dir: Path, target: Path, trend: Trend) -> Path:
+    """The run's bundle, copied to `target`, with another trend."""
+    shutil.copytree(run_dir / "bundle", target)
+    save_trend(target / "recommender", {}, trend, Sequences.open(run_dir / "data"), ITEMS)
+    write_manifest(target, "bundle")
+    return target
 
 
 def train(task: TrainTask, optim: OptimConfig, config: PipelineConfig, run_dir: Path, name: str) -> None:

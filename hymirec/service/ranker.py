@@ -25,8 +25,10 @@ from hymirec.config import ServiceConfig
 from hymirec.errors import BundleError, HyMiRecError, UnknownItemError
 from hymirec.inference import HyMiRec
 from hymirec.service.models import HistoryEvent, ItemReply, ItemsReply
+from hymirec.service.pulse import Pulse
 from hymirec.service.release import swapped_in
 from hymirec.service.stages import Keys, Query, Times
+from hymirec.streaming import open_log
 
 log = logging.getLogger(__name__)
 SMOKE_ITEMS = 3
@@ -39,7 +41,7 @@ class Ranker:
     def __init__(self, config: ServiceConfig) -> None:
         torch.set_num_threads(config.threads)
         faiss.omp_set_num_threads(config.threads)
-        self._configured = config.bundle
+        self._configured, self._config = config.bundle, config
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._loading = threading.Lock()
         self._staged: HyMiRec | None = None
@@ -47,6 +49,31 @@ class Ranker:
         self._model = _open_active(config.bundle)
         # The first answer costs a hundred times the next: no user waits for it, or gets popular items instead.
         self._executor.submit(_ask, self._model).result()
+        self._pulse = self._listen(self._model)
+
+    @property
+    def listens(self) -> bool:
+        """Whether events of the log count for what is popular now."""
+        return self._pulse is not None
+
+    def _listen(self, model: HyMiRec) -> Pulse | None:
+        """Let a model count the events of the log, if it cares for what is popular now."""
+        backlog = self._config.trend_backlog
+        if model.bundle.model.trend_counts is None or not backlog:
+            return None
+        return Pulse(open_log(self._config.stream), backlog, model.observe)
+
+    def _listen_anew(self, model: HyMiRec) -> None:
+        """After the reference has moved: the new model counts, the old one no longer."""
+        before, self._pulse = self._pulse, self._listen(model)
+        if before is not None:
+            before.close()
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pulse is not None:
+            self._pulse.close()
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
@@ -145,6 +172,7 @@ class Ranker:
                 return
             raise BundleError(f"bundle {bundle_id[:12]} is not loaded in this replica; swap again")
         self._model = staged
+        await asyncio.to_thread(self._listen_anew, staged)
 
     def follow(self) -> None:
         """Serve what the others serve, if this replica missed a swap. Blocks while loading: not for the event loop."""
@@ -155,6 +183,7 @@ class Ranker:
             self._stage(release.path)
             assert self._staged is not None
             self._model, self._staged, self._refused = self._staged, None, ""
+            self._listen_anew(self._model)
         except HyMiRecError as e:
             self._refused = release.id
             log.error("the bundle that was swapped in cannot be opened here, the old one keeps serving: %s", e)
