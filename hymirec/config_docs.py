@@ -30,19 +30,30 @@ def _first_line(kind: type[Config]) -> str:
     return (kind.__doc__ or "").strip().splitlines()[0]
 
 
-def _section(kind: type[Config], prefix: str) -> list[str]:
+def _section(kind: type[Config], prefix: str, defaults: Config | None = None) -> list[str]:
+    """Rows of a node's own keys, then its sections; `defaults` is what the node above has for it."""
     plain, nested = [], []
     for name, field in kind.model_fields.items():
-        annotation: Any = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, Config):
-            nested.append((f"{prefix}{name}", annotation))
-            continue
-        default = "required" if field.default is PydanticUndefined else f"`{_shown(field.default)}`"
-        plain.append(f"| `{prefix}{name}` | {_type_name(annotation)} | {default} | {field.description or ''} |")
+        default = field.default if defaults is None else getattr(defaults, name)
+        inner = _node(field.annotation)
+        if inner is not None:
+            nested.append((f"{prefix}{name}", inner, default if isinstance(default, Config) else None))
+        if inner is None or default is None:
+            shown = "required" if default is PydanticUndefined else f"`{_shown(default)}`"
+            words = _type_name(field.annotation) if inner is None else "a section or null"
+            plain.append(f"| `{prefix}{name}` | {words} | {shown} | {field.description or ''} |")
     lines = ["| key | type | default | meaning |", "|---|---|---|---|", *plain, ""] if plain else []
-    for path, inner in nested:
-        lines += [f"### {path}", "", _first_line(inner), "", *_section(inner, f"{path}.")]
+    for path, inner, default in nested:
+        lines += [f"### {path}", "", _first_line(inner), "", *_section(inner, f"{path}.", default)]
     return lines
+
+
+def _node(annotation: Any) -> type[Config] | None:
+    """The section that a key holds, if it holds one, even if it may be null."""
+    for part in get_args(annotation) or (annotation,):
+        if isinstance(part, type) and issubclass(part, Config):
+            return part
+    return None
 
 
 def _shown(value: Any) -> str:

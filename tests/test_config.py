@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import operator
+import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+import yaml
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hymirec.config import PipelineConfig, ServiceConfig, dump, load, override, parse
+from hymirec.config_docs import reference
 from hymirec.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "ray_jobs" / "configs"
@@ -86,6 +90,7 @@ def test_a_set_that_is_not_an_assignment_is_refused(assignment: str) -> None:
         override({"name": "demo"}, [assignment])
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**6), st.integers(1, 64), st.sampled_from(["hungarian", "max"]))
 def test_a_dumped_config_reads_back_as_itself(epochs: int, window: int, matching: str) -> None:
     values = {"recommender": {"optim": {"epochs": epochs}, "dmil": {"window": window, "matching": matching}}}
@@ -107,3 +112,15 @@ def test_a_section_given_in_part_keeps_the_rest_of_its_parents_default() -> None
     assert config.recommender.optim == default.recommender.optim.model_copy(update={"epochs": 4})
     assert config.encoder.optim == default.encoder.optim.model_copy(update={"epochs": 7})
     assert config.encoder.optim.lr != config.recommender.optim.lr
+
+
+def test_the_reference_shows_what_a_run_without_the_key_gets() -> None:
+    """A section's defaults may be those of the node above, not of its class."""
+    config = parse(PipelineConfig, {"name": "x", "baseline": {}})
+    run = reference().split("\n## A service")[0]
+    shown = dict(re.findall(r"^\| `([a-z_.0-9]+)` \|.*?\| `([^`]*)` \|", run, re.M))
+    assert len(shown) > 80
+    assert (shown.pop("name"), shown.pop("baseline")) == ("run", "null")
+    for key, default in shown.items():
+        value = operator.attrgetter(key)(config)
+        assert yaml.safe_load(default) == (list(value) if isinstance(value, tuple) else value), key
