@@ -23,9 +23,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from services import KafkaBroker, RedisServer, missing_for_kafka, missing_for_models, missing_for_redis
 
 REQUIREMENTS = {"kafka": missing_for_kafka, "redis": missing_for_redis, "models": missing_for_models}
+# How long an example takes says how busy the machine is, not whether the code is right.
+settings.register_profile("house", deadline=None)
+settings.load_profile("house")
 LEFT_OUT = pytest.StashKey[list[str]]()
 
 

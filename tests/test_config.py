@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hymirec.config import PipelineConfig, ServiceConfig, dump, load, override, parse
@@ -90,7 +90,6 @@ def test_a_set_that_is_not_an_assignment_is_refused(assignment: str) -> None:
         override({"name": "demo"}, [assignment])
 
 
-@settings(deadline=None)
 @given(st.integers(1, 10**6), st.integers(1, 64), st.sampled_from(["hungarian", "max"]))
 def test_a_dumped_config_reads_back_as_itself(epochs: int, window: int, matching: str) -> None:
     values = {"recommender": {"optim": {"epochs": epochs}, "dmil": {"window": window, "matching": matching}}}
