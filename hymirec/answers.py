@@ -12,7 +12,11 @@ ItemId = str | int
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One item. `interest` is the number of the interest that found it; None for a popular item."""
+    """One item. `interest` is the number of the interest that found it; None for a popular item.
+
+    `score` is its cosine with that interest and a bonus for what is popular now; for a popular item, its share of the
+    most popular one's events.
+    """
 
     item_id: ItemId
     score: float

@@ -360,7 +360,7 @@ class EvaluationConfig(Config):
 
 
 class RetrievalConfig(Config):
-    """Index over item vectors. An item's score is its largest cosine over the interests."""
+    """Index over item vectors. An item's score is its largest cosine over the interests, and what is popular now."""
 
     index: Literal["flat", "hnsw"] = Field("flat", description="`flat` is exact")
     hnsw_links: int = Field(32, ge=4, description="hnsw only: links of a node (M)")
