@@ -135,7 +135,7 @@ class HyMiRec:
         return [
             self._answer(warm[row], known.unknown)
             if row in warm
-            else self.popular(k, masked[row], "cold_start", unknown=known.unknown)
+            else self.popular(k, masked[row], "cold_start", now=times[row], unknown=known.unknown)
             for row, known in enumerate(found)
         ]
 
@@ -161,7 +161,7 @@ class HyMiRec:
         known = self._known(keys, ts, now)
         excluded = np.concatenate([self._indices(exclude), known.items if filter_seen else NONE])
         if not len(known.items):
-            return self.popular(k, excluded, "cold_start", unknown=known.unknown)
+            return self.popular(k, excluded, "cold_start", now=now, unknown=known.unknown)
         if coarse is not None and coarse.bundle != self.bundle_id:
             raise BundleMismatchError(
                 f"coarse interests are of bundle {coarse.bundle[:12]}, this one is {self.bundle_id[:12]}; "
@@ -189,12 +189,26 @@ class HyMiRec:
             if self._trend is not None and new.any():
                 self._trend = self._trend.add(items[new], times[new])
 
-    def popular(self, k: int, excluded: Ints, reason: str, degraded: bool = False, unknown: int = 0) -> Recommendations:
-        """The most popular items of the training data; a score is the item's share of the most popular one's events."""
-        order = self.bundle.popular[~np.isin(self.bundle.popular, excluded)][:k]
-        counts = self.bundle.catalog.popularity
-        top = max(1, int(counts.max(initial=0)))
-        items = [self._item(int(i), float(counts[i] / top), None) for i in order]
+    def popular(
+        self, k: int, excluded: Ints, reason: str, *, now: int | None = None, degraded: bool = False, unknown: int = 0
+    ) -> Recommendations:
+        """What is popular at a time (default: the clock), then what was in the training data.
+
+        A score is a share of the first item's: of the count of now, with the share of the training events below 1.
+        """
+        catalog = self.bundle.catalog
+        hot, counts = NONE, np.empty(0, np.float32)
+        if self._trend is not None:
+            hot, counts = self._trend.before(_clock(now))
+        ever = self.bundle.popular[: k + len(excluded) + len(hot)]
+        candidates = np.union1d(hot, ever)
+        value = catalog.popularity[candidates] / max(1, int(catalog.popularity.max(initial=0)))
+        value[np.searchsorted(candidates, hot)] += counts
+        kept = ~np.isin(candidates, excluded)
+        candidates, value = candidates[kept], value[kept]
+        order = np.lexsort((candidates, -value))[:k]
+        top = value.max(initial=0) or 1.0
+        items = [self._item(int(candidates[i]), float(value[i] / top), None) for i in order]
         return Recommendations(items, self.bundle_id, reason, degraded, unknown)
 
     def coarse(self, history: Sequence[HistoryItem], *, now: int | None = None) -> Coarse:

@@ -253,3 +253,22 @@ def test_events_are_observed(run_dir: Path, tmp_path: Path) -> None:
     assert own.recommend(history, k=ITEMS, now=end) == before
     own.observe(item_keys([last.item_id] * 1000), np.full(1000, end))
     assert own.recommend(history, k=1, now=end + 10).items[0].item_id == last.item_id
+
+
+def test_newcomers_get_what_is_popular_now(run_dir: Path, tmp_path: Path) -> None:
+    """First what everyone takes at that time, then the most popular of all time, each once."""
+    own = with_trend(run_dir, tmp_path, Trend(0.3, 2.0))
+    end = int(Sequences.open(run_dir / "data").ts.max()) + 1
+    rare, rarer = own.bundle.popular[-2:].tolist()
+    own.observe(item_keys([own.bundle.catalog.item_id(i) for i in [rare] * 900 + [rarer] * 800]), np.full(1700, end))
+    found = own.recommend([], k=10 * ITEMS, now=end + 1)
+    places = [own.bundle.catalog.index_of(item) for item in ids(found)]
+    assert places[:2] == [rare, rarer]
+    assert sorted(places) == list(range(ITEMS))
+    scores = [item.score for item in found.items]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] == 1.0
+    without = own.recommend([], k=3, now=end + 1, exclude=[own.bundle.catalog.item_id(rare)])
+    assert own.bundle.catalog.index_of(without.items[0].item_id) == rarer
+    later = own.recommend([], k=5, now=end + 365 * DAY)
+    assert [own.bundle.catalog.index_of(item) for item in ids(later)] == own.bundle.popular[:5].tolist()
