@@ -166,8 +166,12 @@ class HistoryConsumer:
             raise
         finally:
             self._close(source)
-            if self._letters is not None:
-                self._letters.close()
+            self._close_letters()
+
+    def _close_letters(self) -> None:
+        if self._letters is not None:
+            self._letters.close()
+            self._letters = None
 
     def _close(self, source: EventSource | None) -> None:
         if source is not None:
@@ -242,6 +246,8 @@ class HistoryConsumer:
         fresh = [p for p in assigned if p not in self._positions and p not in self._stopped]
         if not fresh:
             return
+        # Whoever had them before may have stored letters since ours were looked at.
+        self._close_letters()
         stored = self._store.positions(self._config.topic)
         for partition in fresh:
             position = stored.get(partition)

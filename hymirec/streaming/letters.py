@@ -22,7 +22,8 @@ class LetterFile:
     def __init__(self, path: Path, topic: str) -> None:
         self._path = path
         self._topic = topic
-        self._recent: set[str] | None = None
+        self._recent: set[str] = set()
+        self._read_to: int | None = None
 
     def send(self, message: Message, reason: str, detail: str) -> None:
         """Append one JSON line and fsync, unless the same message is there already."""
@@ -32,26 +33,29 @@ class LetterFile:
         try:
             with self._path.open("a+b") as f:
                 fcntl.flock(f, fcntl.LOCK_EX)
-                if self._recent is None:
-                    self._recent = self._read_recent(f)
+                self._read_on(f)
                 if line in self._recent:
                     return
                 f.write(line.encode() + b"\n")
                 f.flush()
                 os.fsync(f.fileno())
+                self._read_to = f.tell()
         except OSError as e:
             raise SourceUnavailableError(f"the dead letters at {self._path} cannot be written: {e}") from e
         self._recent.add(line)
 
-    @staticmethod
-    def _read_recent(file: BinaryIO) -> set[str]:
-        """The newest lines; a line that a crash left torn is ended."""
+    def _read_on(self, file: BinaryIO) -> None:
+        """The newest lines, then what another writer has added; a line that a crash left torn is ended."""
         size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - RECENT_BYTES))
-        old = file.read()
-        if old and not old.endswith(b"\n"):
+        start = self._read_to
+        if start is None or start > size:
+            start = max(0, size - RECENT_BYTES)
+        file.seek(start)
+        added = file.read()
+        if added and not added.endswith(b"\n"):
             file.write(b"\n")
-        return set(old.decode(errors="replace").splitlines())
+        self._recent.update(added.decode(errors="replace").splitlines())
+        self._read_to = file.tell()
 
     def close(self) -> None:
         """Nothing is held open."""

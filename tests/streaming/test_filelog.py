@@ -135,3 +135,12 @@ def test_a_dead_letter_behind_a_torn_line_has_its_own_line(tmp_path: Path) -> No
     torn, line = path.read_text().splitlines()
     assert torn == '{"reason": "mal'
     assert '"value": "ü"' in line
+
+
+def test_a_dead_letter_of_another_writer_that_runs_is_not_stored_again(tmp_path: Path) -> None:
+    path = tmp_path / "letters.jsonl"
+    one, two = LetterFile(path, "t"), LetterFile(path, "t")
+    for offset in (1, 2, 3):
+        for letters in (one, two):
+            letters.send(Message(0, offset, b"k", b"x"), "malformed", "why")
+    assert [f'"offset": {offset}' in line for offset, line in zip((1, 2, 3), path.open(), strict=True)] == [True] * 3

@@ -1,0 +1,82 @@
+"""The processes that a crash run starts: a writer, to be killed, and a producer.
+
+They come from a fork server that has the library loaded, so that a process costs milliseconds and no thread is forked.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+from fault_bugs import BUGS
+from fault_points import Plan, Points, Watched, WatchedLog, note, watch_writes
+
+from hymirec.config import HistoryConfig, StreamConfig
+from hymirec.history import open_store
+from hymirec.streaming import HistoryConsumer, open_log
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    ["hymirec.history.rocksdb", "hymirec.history.redis", "hymirec.streaming.filelog", "hymirec.streaming.consumer"]
+)
+TOPIC_CHECK_SECONDS = 0.1
+
+
+def write(
+    stream: StreamConfig,
+    history: HistoryConfig,
+    plan: Plan,
+    bug: str | None,
+    group: bool,
+    published: Any,
+    parent: Connection,
+    messages: str,
+) -> None:
+    """Consume until killed. Says "there" at a planned place, and its partitions' problems whenever they change."""
+    logging.basicConfig(filename=messages, level=logging.WARNING)
+    if bug is not None:
+        BUGS[bug].plant()
+    points = Points(plan, parent.send)
+    watch_writes(points)
+    store: Any = Watched(open_store(history), points, apply="apply", positions="positions")
+    consumers = [
+        HistoryConsumer(
+            WatchedLog(open_log(stream), points, published),
+            store,
+            stream,
+            group=group,
+            topic_check_seconds=TOPIC_CHECK_SECONDS,
+        )
+        for _ in range(plan.writers)
+    ]
+    for consumer in consumers:
+        consumer.start()
+    known: dict[str, str] = {}
+    while True:
+        status = consumers[0].status()
+        note(published, status.positions)
+        if status.problems != known:
+            known = status.problems
+            parent.send(known)
+        time.sleep(0.005)
+
+
+def produce(stream: StreamConfig, parent: Connection) -> None:
+    """Send what comes from the parent, in pieces; answers with the next offset of each partition."""
+    producer = open_log(stream).producer()
+    ends: dict[int, int] = {}
+    while True:
+        try:
+            pieces: Sequence[Sequence[tuple[str, bytes]]] = parent.recv()
+        except EOFError:
+            return
+        for piece in pieces:
+            for partition, offset in producer.send(piece):
+                ends[partition] = max(ends.get(partition, 0), offset + 1)
+            time.sleep(0.003)
+        parent.send(ends)
+        ends = {}

@@ -1,0 +1,67 @@
+"""Exactly once under SIGKILL, in short; `make faults` is the long form."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from fault_bugs import BUGS
+from fault_run import CrashRun, Report
+from services import RedisServer
+from stream_logs import LogUnderTest
+
+from hymirec.config import HistoryConfig
+
+
+def crash_run(
+    tmp_path: Path,
+    seed: int,
+    kills: int,
+    store: str = "rocksdb",
+    bug: str | None = None,
+    redis_server: RedisServer | None = None,
+) -> Report:
+    """One run on the file log; batches, bounds and partitions follow from the seed."""
+    rng = random.Random(seed)
+    log = LogUnderTest("file", tmp_path / "log", None, partitions=rng.choice([1, 2, 3]))
+    log.config = log.config.model_copy(update={"batch_events": rng.choice([7, 16, 64]), "poll_seconds": 0.01})
+    history = HistoryConfig.model_validate(
+        {
+            "store": store,
+            "path": str(tmp_path / "store"),
+            "url": redis_server.url if redis_server else None,
+            "shards": 4,
+            "max_events": rng.choice([100, 500]),
+            "dedup_horizon": rng.choice([4, 16]),
+        }
+    )
+    run = CrashRun(log, history, seed, bug, redis_server=redis_server, two_writers=0.0 if redis_server else 0.25)
+    return run.run(kills, recreate_at=4, roll_back_at=6 if redis_server else None)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_writers_on_rocksdb_lose_double_and_reorder_nothing(tmp_path: Path, seed: int) -> None:
+    report = crash_run(tmp_path, seed, kills=13)
+    assert report.notes == []
+    assert report.kills.total() >= 13
+
+
+@pytest.mark.redis
+def test_killed_writers_on_redis_lose_double_and_reorder_nothing(tmp_path: Path, redis_server: RedisServer) -> None:
+    redis_server.flush()
+    report = crash_run(tmp_path, 1, kills=8, store="redis", redis_server=redis_server)
+    assert report.notes == []
+    assert report.kills.total() >= 8
+
+
+@pytest.mark.parametrize(
+    "bug", [pytest.param(name, marks=pytest.mark.redis) if bug.store == "redis" else name for name, bug in BUGS.items()]
+)
+def test_the_harness_finds_a_planted_bug(tmp_path: Path, bug: str, request: pytest.FixtureRequest) -> None:
+    server = None
+    if BUGS[bug].store == "redis":
+        server = request.getfixturevalue("redis_server")
+        server.flush()
+    report = crash_run(tmp_path, 1, kills=40, store=BUGS[bug].store, bug=bug, redis_server=server)
+    assert set(report.faults) - {"stuck"}, "not found"
