@@ -12,6 +12,7 @@ from hymirec.config import HistoryConfig
 from hymirec.errors import HistoryError, StoreDamagedError, StoreUnavailableError
 from hymirec.history.embedded import EmbeddedStore
 from hymirec.history.pages import Changes
+from hymirec.history.rocksdb_logs import check_logs
 
 
 class RocksDBStore(EmbeddedStore):
@@ -31,6 +32,7 @@ class RocksDBStore(EmbeddedStore):
         options = Options(raw_mode=True)
         options.create_if_missing(not self._read_only)
         access = AccessType.read_only() if self._read_only else AccessType.read_write()
+        check_logs(self._path)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             return Rdict(str(self._path), options=options, access_type=access)

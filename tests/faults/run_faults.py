@@ -1,0 +1,112 @@
+"""The long form of the crash tests (`make faults`): prints a table, and ends with 1 when anything diverged.
+
+python tests/faults/run_faults.py [--part rocksdb redis files zombies] [--seed 1] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fault_run import Report
+from fault_wal import trials
+from services import RedisServer
+from test_faults_crash import crash_run
+
+ROCKSDB_KILLS, REDIS_KILLS, RUN_KILLS = 1_000, 200, 50
+TRUNCATIONS, FLIPS = 500, 300
+
+
+@dataclass
+class Part:
+    """One line of the table. `bound` is the rule of three: with 95 % confidence the rate is below it."""
+
+    name: str
+    trials: int
+    faults: Counter[str]
+    seconds: float
+    details: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def bound(self) -> float:
+        """3 / n."""
+        return 3 / self.trials
+
+
+def crashes(store: str, kills: int, seed: int, server: RedisServer | None = None) -> Part:
+    """Runs of 50 kills, each with a seed, a log and a store of its own."""
+    begun, total = time.monotonic(), Report()
+    while (left := kills - total.kills.total()) > 0:
+        with tempfile.TemporaryDirectory() as directory:
+            if server:
+                server.flush()
+            run = crash_run(Path(directory), seed, min(left, RUN_KILLS), store, redis_server=server)
+        total.add(run)
+        sys.stderr.write(f"{store}: seed {seed}, {total.kills.total()} kills, {dict(total.faults)}\n")
+        seed += 1
+    details = {"messages": total.messages, "comparisons": total.looks, **total.kills}
+    name = f"SIGKILL, {store}, file log"
+    return Part(name, total.kills.total(), total.faults, time.monotonic() - begun, details, total.notes)
+
+
+def files(seed: int) -> Iterator[Part]:
+    """RocksDB's files cut short, and with a flipped bit."""
+    for name, cuts, flips in (("cut write-ahead log", TRUNCATIONS, 0), ("flipped bit", 0, FLIPS)):
+        begun = time.monotonic()
+        with tempfile.TemporaryDirectory() as directory:
+            found = trials(Path(directory), seed, cuts, flips)
+        outcomes = Counter({f"{kind}: {what}": n for kind, counts in found.items() for what, n in counts.items()})
+        faults = Counter({name: n for name, n in outcomes.items() if ": wrong" in name})
+        yield Part(name, outcomes.total(), faults, time.monotonic() - begun, dict(outcomes))
+
+
+def redis_crashes(seed: int) -> Iterator[Part]:
+    """Writers killed; once a run Redis itself loses its last writes."""
+    with tempfile.TemporaryDirectory() as directory:
+        server = RedisServer(Path(directory) / "redis").start()
+        try:
+            yield crashes("redis", REDIS_KILLS, seed, server)
+        finally:
+            server.kill()
+
+
+PARTS: dict[str, Callable[[int], Iterator[Part]]] = {
+    "rocksdb": lambda seed: iter([crashes("rocksdb", ROCKSDB_KILLS, seed)]),
+    "redis": redis_crashes,
+    "files": files,
+}
+
+
+def main() -> int:
+    """Run the parts, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    done = [part for name in options.part for part in PARTS[name](options.seed)]
+    say = sys.stdout.write
+    say(f"{'what':32} {'n':>6} {'diverged':>9} {'95 % bound':>11} {'seconds':>8}\n")
+    for part in done:
+        say(f"{part.name:32} {part.trials:>6} {part.faults.total():>9} {part.bound:>11.2%} {part.seconds:>8.0f}\n")
+        for name, count in sorted(part.details.items()):
+            say(f"    {name:40} {count:>8}\n")
+        for note in part.notes:
+            say(f"    ! {note}\n")
+    if options.json:
+        options.json.write_text(json.dumps([vars(part) for part in done], indent=1))
+    return 1 if any(part.faults for part in done) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
