@@ -62,7 +62,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 @pytest.fixture(scope="session")
 def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
     """A real Apache Kafka broker; `.bootstrap`, `.create_topic(name, partitions)`."""
-    broker = KafkaBroker(tmp_path_factory.mktemp("kafka"))
+    # Group members may be taken for dead sooner than after the six seconds of the default.
+    broker = KafkaBroker(tmp_path_factory.mktemp("kafka"), settings=["group.min.session.timeout.ms=1000"])
     broker.start()
     yield broker
     # Tests may kill it and start it again; whatever runs now is ended.

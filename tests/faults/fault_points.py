@@ -19,6 +19,8 @@ from hymirec.streaming import EventLog
 
 # Calls that are places, and up to which call of a process it is worth waiting for them. Half of all plans are writes.
 PLACES = {"write": 12, "poll": 8, "seek": 2, "letter": 3, "apply": 8, "commit": 8, "positions": 1}
+# Places at which a writer falls asleep; the number is what the harness puts into `control[0]`.
+STOPS = ("", "before apply", "before write", "after write", "after apply", "before commit", "after letter")
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,16 @@ def draw(rng: random.Random, reach: float, writers: int = 1) -> Plan:
 class Points:
     """Counts how often this process came to each place, and carries out the plan."""
 
-    def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
-        self._plan, self._say = plan, say
+    def __init__(self, plan: Plan, say: Callable[[str], None], control: Any = None) -> None:
+        self._plan, self._say, self._control = plan, say, control
         self._seen: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def reach(self, place: str) -> None:
         """Be at a place."""
+        if self._control is not None and self._control[0] and place == STOPS[self._control[0]]:
+            self._control[0] = 0
+            os.kill(os.getpid(), signal.SIGSTOP)
         with self._lock:
             self._seen[place] += 1
             if place != self._plan.place or self._seen[place] != self._plan.nth:

@@ -10,7 +10,6 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing.connection import wait
@@ -35,7 +34,7 @@ from stream_logs import LogUnderTest
 from hymirec.config import HistoryConfig
 from hymirec.history import open_store
 from hymirec.history.verify import Placed
-from hymirec.streaming import Message
+from hymirec.streaming import Message, open_log
 from hymirec.streaming.replay import replay
 
 PATIENCE_SECONDS = 30.0
@@ -114,10 +113,13 @@ class CrashRun:
             if not self.report.faults:
                 self._finish()
         finally:
-            self._producer.close()
-            self._producer_process.join(10)
-            self._source.close()
+            self._close()
         return self.report
+
+    def _close(self) -> None:
+        self._producer.close()
+        self._producer_process.join(10)
+        self._source.close()
 
     def _round(self, plan: Plan) -> None:
         writer = self._start(plan)
@@ -132,11 +134,11 @@ class CrashRun:
         self._wait_for_producer()
         self._look(f"after {plan.name} {plan.nth}")
 
-    def _start(self, plan: Plan) -> _Writer:
+    def _start(self, plan: Plan, control: Any = None) -> _Writer:
         mine, theirs = PROCESSES.Pipe()
-        arguments = (self._log.config, self._history, plan, self._bug, False, self._published, theirs)
+        arguments = (self._log.config, self._history, plan, self._bug, self._published, theirs)
         process = PROCESSES.Process(
-            target=write, args=(*arguments, str(self._log._path / "writer.log")), name=plan.name, daemon=True
+            target=write, args=(*arguments, str(self._log._path / "writer.log"), control), daemon=True
         )
         process.start()
         theirs.close()
@@ -234,7 +236,7 @@ class CrashRun:
         if self._log.kind == "file":
             return file_letters(self._log._path / f"{self._log.config.dead_letter_topic}.jsonl")
         config = self._log.config.model_copy(update={"topic": self._log.config.dead_letter_topic})
-        source = type(self._log.open())(config).source(group=False)  # type: ignore[call-arg]
+        source = open_log(config).source(group=False)
         try:
             return topic_letters(source)
         finally:
@@ -309,10 +311,3 @@ class _Writer:
     process: Any
     told: Any
     problems: dict[str, str] = field(default_factory=dict)
-
-
-def piecewise(kills: int, most: int) -> Iterator[int]:
-    """Cut a number of kills into runs."""
-    while kills > 0:
-        yield min(kills, most)
-        kills -= most

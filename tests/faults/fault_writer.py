@@ -31,16 +31,20 @@ def write(
     history: HistoryConfig,
     plan: Plan,
     bug: str | None,
-    group: bool,
     published: Any,
     parent: Connection,
     messages: str,
+    control: Any = None,
 ) -> None:
-    """Consume until killed. Says "there" at a planned place, and its partitions' problems whenever they change."""
+    """Consume until killed. Says "there" at a planned place, and its partitions' problems whenever they change.
+
+    With `control` it is a member of the group: `control[0]` is where it is to fall asleep (see `STOPS`), `control[1]`
+    how many partitions it has.
+    """
     logging.basicConfig(filename=messages, level=logging.WARNING)
     if bug is not None:
         BUGS[bug].plant()
-    points = Points(plan, parent.send)
+    points = Points(plan, parent.send, control)
     watch_writes(points)
     store: Any = Watched(open_store(history), points, apply="apply", positions="positions")
     consumers = [
@@ -48,8 +52,8 @@ def write(
             WatchedLog(open_log(stream), points, published),
             store,
             stream,
-            group=group,
-            topic_check_seconds=TOPIC_CHECK_SECONDS,
+            group=control is not None,
+            topic_check_seconds=TOPIC_CHECK_SECONDS if stream.source == "file" else 1.0,
         )
         for _ in range(plan.writers)
     ]
@@ -59,6 +63,8 @@ def write(
     while True:
         status = consumers[0].status()
         note(published, status.positions)
+        if control is not None:
+            control[1] = len(status.positions)
         if status.problems != known:
             known = status.problems
             parent.send(known)

@@ -1,0 +1,51 @@
+"""Writers that were taken for dead, on real Kafka and Redis, in short; `make faults` is the long form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fault_run import Report
+from fault_zombies import PARTITIONS, SESSION_SECONDS, ZombieRun
+from services import KafkaBroker, RedisServer
+from stream_logs import LogUnderTest
+
+from hymirec.config import HistoryConfig
+
+pytestmark = [pytest.mark.kafka, pytest.mark.redis]
+
+
+def zombie_run(
+    tmp_path: Path,
+    kind: str,
+    broker: KafkaBroker,
+    server: RedisServer,
+    seed: int,
+    stops: int,
+    rebalances: int,
+    bug: str | None = None,
+) -> Report:
+    """Two writers of a group on a topic of their own."""
+    server.flush()
+    tmp_path.mkdir(exist_ok=True)
+    log = LogUnderTest(kind, tmp_path, broker, partitions=PARTITIONS)
+    changes = {"batch_events": 16, "poll_seconds": 0.05, "session_timeout_seconds": SESSION_SECONDS}
+    log.config = log.config.model_copy(update=changes)
+    history = HistoryConfig(store="redis", url=server.url, shards=4, max_events=500, dedup_horizon=4)
+    return ZombieRun(log, history, seed, bug).run_zombies(stops, rebalances)
+
+
+def test_writers_taken_for_dead_and_rebalances_double_nothing(
+    tmp_path: Path, kafka_broker: KafkaBroker, redis_server: RedisServer
+) -> None:
+    report = zombie_run(tmp_path, "kafka-python", kafka_broker, redis_server, seed=1, stops=2, rebalances=5)
+    assert set(report.faults) <= {"letters doubled"}, report.notes
+    assert report.kills.total() >= 7
+
+
+def test_the_harness_finds_a_store_without_a_fence(
+    tmp_path: Path, kafka_broker: KafkaBroker, redis_server: RedisServer
+) -> None:
+    bug = "stale position after reconnect"
+    report = zombie_run(tmp_path, "kafka-python", kafka_broker, redis_server, 2, stops=2, rebalances=0, bug=bug)
+    assert report.faults["doubled"] + report.faults["lost"] > 0
