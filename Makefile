@@ -6,7 +6,7 @@ EXTRAS ?= cpu,kafka-fast,tracking,models,dev
 CONFIG ?= serve_apps/configs/recommend.yaml
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test lint bench kafka serve clean
+.PHONY: help install demo test faults lint bench kafka serve clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,9 @@ demo: install  ## the whole system on a real shop's history, in minutes
 
 test: install  ## all tests; says what it left out when a service is not on this machine
 	@$(BIN)/python -m pytest -q
+
+faults: install  ## the long crash tests: 1,200 SIGKILLs, damaged files, zombies on Kafka (about half an hour)
+	@$(BIN)/python tests/faults/run_faults.py
 
 lint: install  ## ruff, mypy --strict on hymirec/, import contract
 	@$(BIN)/ruff check .

@@ -9,7 +9,7 @@ import redis
 from services import RedisServer
 
 from hymirec.config import HistoryConfig
-from hymirec.errors import PositionConflictError, StoreUnavailableError
+from hymirec.errors import PositionConflictError, StoreUnavailableError, TopicRecreatedError
 from hymirec.history import Entry, HistoryStore, PartitionBatch, open_store
 
 pytestmark = pytest.mark.redis
@@ -70,6 +70,24 @@ def test_a_late_writer_is_refused_and_finds_its_events_there(redis_server: Redis
         newer.apply(batch(30, 35, 30))
     assert total(newer) == 40
     assert newer.read("u0").keys.tolist() == list(range(0, 40, 6))
+
+
+def test_a_reset_that_was_broken_off_is_told_and_skips_nothing_of_the_new_topic(redis_server: RedisServer) -> None:
+    store = fresh(redis_server)
+    store.apply(batch(0, 40, None))
+    # The operator's process died after half of the shards.
+    client = redis.Redis.from_url(redis_server.url)
+    for shard in (0, 1):
+        client.delete(b"{s%d}p%s:0" % (shard, TOPIC.encode()))
+    entries = [Entry(i, f"u{i % 6}", i, i, 1, 1_000 + i) for i in range(30)]
+    created_again = PartitionBatch(TOPIC, "id-2", 0, None, 30, entries)
+    again = another(redis_server)
+    with pytest.raises(TopicRecreatedError):
+        again.apply(created_again)
+    assert total(again) == 40
+    again.reset_position(TOPIC, 0, None)
+    assert again.apply(created_again).applied == 30
+    assert total(again) == 70
 
 
 def test_a_user_with_events_in_two_partitions_loses_none_to_two_writers(redis_server: RedisServer) -> None:
