@@ -30,7 +30,7 @@ test: install  ## all tests; says what it left out when a service is not on this
 	@$(BIN)/python -m pytest -q
 
 faults: install  ## the long crash tests: 1,200 SIGKILLs, damaged files, zombies on Kafka (about half an hour)
-	@$(BIN)/python tests/faults/run_faults.py
+	@PYTHONPATH=tests:tests/faults $(BIN)/python tests/faults/run_faults.py
 
 lint: install  ## ruff, mypy --strict on hymirec/, import contract
 	@$(BIN)/ruff check .

@@ -150,9 +150,11 @@ class CrashRun:
         writer.told.close()
         self.report.kills[name] += 1
 
-    def _send(self, count: int) -> None:
+    def _send(self, count: int, poison: bool = False) -> None:
         """In four pieces, while the writer runs."""
         sent = list(islice(self._stream, count))
+        if poison:
+            sent = [(user, b"{%d" % self._rng.getrandbits(40)) for user, _ in sent]
         self.report.messages += count
         self._sent.update(value for _, value in sent)
         step = -(-count // 4)

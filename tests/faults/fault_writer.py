@@ -21,7 +21,7 @@ from hymirec.streaming import HistoryConsumer, open_log
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["hymirec.history.rocksdb", "hymirec.history.redis", "hymirec.streaming.filelog", "hymirec.streaming.consumer"]
+    ["__main__", *(f"hymirec.{name}" for name in ("history.rocksdb", "history.redis", "streaming.filelog"))]
 )
 TOPIC_CHECK_SECONDS = 0.1
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,7 @@ class ZombieRun(CrashRun):
 
     def run_zombies(self, stops: int, rebalances: int) -> Report:
         """So many sleeps beyond the session timeout, and so many joins and leaves of a third member."""
-        controls = [PROCESSES.RawArray("i", 2) for _ in range(2)]
-        writers = [self._start(Plan(), control) for control in controls]
-        try:
-            self._settle(controls)
+        with self._two_members() as (writers, controls):
             for _ in range(stops):
                 self._sleep(writers, controls)
             for _ in range((rebalances + 1) // 2):
@@ -34,12 +33,35 @@ class ZombieRun(CrashRun):
             self._settle(controls)
             self._catch_up("the end")
             self._look("at the end", final=True)
+        return self.report
+
+    def run_killed_after_a_letter(self) -> Report:
+        """A member dies between a dead letter and its position; the other has read the letters long before."""
+        with self._two_members() as (writers, controls):
+            self._send(60, poison=True)
+            self._catch_up("the first letters")
+            controls[0][0] = STOPS.index("after letter")
+            self._send(60, poison=True)
+            if not self._until(lambda: _stopped(writers[0].process.pid), PATIENCE_SECONDS):
+                self._fault("stuck", "no letter was written")
+            self._kill(writers[0], "after letter")
+            self._wait_for_producer()
+            self._catch_up("the other one")
+            self._look("at the end", final=True)
+        return self.report
+
+    @contextmanager
+    def _two_members(self) -> Iterator[tuple[list[_Writer], list[Any]]]:
+        controls = [PROCESSES.RawArray("i", 2) for _ in range(2)]
+        writers = [self._start(Plan(), control) for control in controls]
+        try:
+            self._settle(controls)
+            yield writers, controls
         finally:
             for writer in writers:
                 writer.process.kill()
                 writer.process.join()
             self._close()
-        return self.report
 
     def _settle(self, controls: list[Any]) -> None:
         """Both are members."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fault_run import Report
 from fault_zombies import PARTITIONS, SESSION_SECONDS, ZombieRun
 from services import KafkaBroker, RedisServer
 from stream_logs import LogUnderTest
@@ -16,15 +15,8 @@ pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 
 
 def zombie_run(
-    tmp_path: Path,
-    kind: str,
-    broker: KafkaBroker,
-    server: RedisServer,
-    seed: int,
-    stops: int,
-    rebalances: int,
-    bug: str | None = None,
-) -> Report:
+    tmp_path: Path, kind: str, broker: KafkaBroker, server: RedisServer, seed: int, bug: str | None = None
+) -> ZombieRun:
     """Two writers of a group on a topic of their own."""
     server.flush()
     tmp_path.mkdir(exist_ok=True)
@@ -32,13 +24,13 @@ def zombie_run(
     changes = {"batch_events": 16, "poll_seconds": 0.05, "session_timeout_seconds": SESSION_SECONDS}
     log.config = log.config.model_copy(update=changes)
     history = HistoryConfig(store="redis", url=server.url, shards=4, max_events=500, dedup_horizon=4)
-    return ZombieRun(log, history, seed, bug).run_zombies(stops, rebalances)
+    return ZombieRun(log, history, seed, bug)
 
 
 def test_writers_taken_for_dead_and_rebalances_double_nothing(
     tmp_path: Path, kafka_broker: KafkaBroker, redis_server: RedisServer
 ) -> None:
-    report = zombie_run(tmp_path, "kafka-python", kafka_broker, redis_server, seed=1, stops=2, rebalances=5)
+    report = zombie_run(tmp_path, "kafka-python", kafka_broker, redis_server, seed=1).run_zombies(2, 5)
     assert set(report.faults) <= {"letters doubled"}, report.notes
     assert report.kills.total() >= 7
 
@@ -47,5 +39,12 @@ def test_the_harness_finds_a_store_without_a_fence(
     tmp_path: Path, kafka_broker: KafkaBroker, redis_server: RedisServer
 ) -> None:
     bug = "stale position after reconnect"
-    report = zombie_run(tmp_path, "kafka-python", kafka_broker, redis_server, 2, stops=2, rebalances=0, bug=bug)
+    report = zombie_run(tmp_path, "kafka-python", kafka_broker, redis_server, 2, bug).run_zombies(2, 0)
     assert report.faults["doubled"] + report.faults["lost"] > 0
+
+
+def test_a_letter_of_a_killed_member_is_not_stored_again_by_the_one_that_takes_over(
+    tmp_path: Path, kafka_broker: KafkaBroker, redis_server: RedisServer
+) -> None:
+    run = zombie_run(tmp_path, "kafka-python", kafka_broker, redis_server, seed=3)
+    assert run.run_killed_after_a_letter().notes == []
