@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fault_bugs import BUGS
 from fault_run import CrashRun, Report
-from services import RedisServer
+from services import KafkaBroker, RedisServer
 from stream_logs import LogUnderTest
 
 from hymirec.config import HistoryConfig
@@ -21,10 +21,13 @@ def crash_run(
     store: str = "rocksdb",
     bug: str | None = None,
     redis_server: RedisServer | None = None,
+    kind: str = "file",
+    broker: KafkaBroker | None = None,
 ) -> Report:
-    """One run on the file log; batches, bounds and partitions follow from the seed."""
+    """One run; batches, bounds and partitions follow from the seed."""
     rng = random.Random(seed)
-    log = LogUnderTest("file", tmp_path / "log", None, partitions=rng.choice([1, 2, 3]))
+    (tmp_path / "log").mkdir()
+    log = LogUnderTest(kind, tmp_path / "log", broker, partitions=rng.choice([1, 2, 3]))
     log.config = log.config.model_copy(update={"batch_events": rng.choice([7, 16, 64]), "poll_seconds": 0.01})
     history = HistoryConfig.model_validate(
         {
@@ -36,6 +39,9 @@ def crash_run(
             "dedup_horizon": rng.choice([4, 16]),
         }
     )
+    if broker:
+        # A client of Kafka takes a while to start.
+        return CrashRun(log, history, seed, bug, reach=1.5, two_writers=0.0).run(kills)
     run = CrashRun(log, history, seed, bug, redis_server=redis_server, two_writers=0.0 if redis_server else 0.25)
     return run.run(kills, recreate_at=4, roll_back_at=6 if redis_server else None)
 
@@ -53,6 +59,15 @@ def test_killed_writers_on_redis_lose_double_and_reorder_nothing(tmp_path: Path,
     report = crash_run(tmp_path, 1, kills=8, store="redis", redis_server=redis_server)
     assert report.notes == []
     assert report.kills.total() >= 8
+
+
+@pytest.mark.kafka
+def test_killed_writers_that_read_kafka_lose_double_and_reorder_nothing(
+    tmp_path: Path, kafka_broker: KafkaBroker
+) -> None:
+    report = crash_run(tmp_path, 1, kills=4, kind="kafka-python", broker=kafka_broker)
+    assert report.notes == []
+    assert report.kills.total() >= 4
 
 
 @pytest.mark.parametrize(
