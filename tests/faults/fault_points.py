@@ -37,6 +37,11 @@ class Plan:
     writers: int = 1
 
     @property
+    def any_time(self) -> bool:
+        """Killed so many seconds after its start, wherever it is."""
+        return not self.place and self.delay is not None
+
+    @property
     def name(self) -> str:
         """What the table calls it."""
         if not self.place:

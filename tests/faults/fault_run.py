@@ -38,6 +38,7 @@ from hymirec.streaming import Message, open_log
 from hymirec.streaming.replay import replay
 
 PATIENCE_SECONDS = 30.0
+START_SECONDS = 10.0
 MAX_PARTITIONS = 16
 
 
@@ -135,14 +136,21 @@ class CrashRun:
         self._look(f"after {plan.name} {plan.nth}")
 
     def _start(self, plan: Plan, control: Any = None) -> _Writer:
-        mine, theirs = PROCESSES.Pipe()
-        arguments = (self._log.config, self._history, plan, self._bug, self._published, theirs)
-        process = PROCESSES.Process(
-            target=write, args=(*arguments, str(self._log._path / "writer.log"), control), daemon=True
-        )
-        process.start()
-        theirs.close()
-        return _Writer(process, mine)
+        while True:
+            mine, theirs = PROCESSES.Pipe()
+            begun = PROCESSES.RawArray("b", 1)
+            messages = str(self._log._path / "writer.log")
+            arguments = (self._log.config, self._history, plan, self._bug, self._published, theirs, messages, begun)
+            process = PROCESSES.Process(target=write, args=(*arguments, control), daemon=True)
+            process.start()
+            theirs.close()
+            # Arrow's allocator has a thread in the fork server, so that about one child in a thousand hangs before its
+            # first line; it is no writer yet.
+            if plan.any_time or self._until(lambda: bool(begun[0]), START_SECONDS):  # noqa: B023
+                return _Writer(process, mine)
+            process.kill()
+            process.join()
+            mine.close()
 
     def _kill(self, writer: _Writer, name: str) -> None:
         writer.process.kill()

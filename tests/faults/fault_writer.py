@@ -34,6 +34,7 @@ def write(
     published: Any,
     parent: Connection,
     messages: str,
+    begun: Any,
     control: Any = None,
 ) -> None:
     """Consume until killed. Says "there" at a planned place, and its partitions' problems whenever they change.
@@ -41,6 +42,7 @@ def write(
     With `control` it is a member of the group: `control[0]` is where it is to fall asleep (see `STOPS`), `control[1]`
     how many partitions it has.
     """
+    begun[0] = 1
     logging.basicConfig(filename=messages, level=logging.WARNING)
     if bug is not None:
         BUGS[bug].plant()

@@ -21,7 +21,7 @@ from services import KafkaBroker, RedisServer
 from test_faults_crash import crash_run
 from test_faults_zombies import zombie_run
 
-ROCKSDB_KILLS, REDIS_KILLS, RUN_KILLS = 1_000, 200, 50
+ROCKSDB_KILLS, REDIS_KILLS, KAFKA_KILLS, RUN_KILLS = 1_000, 200, 50, 50
 TRUNCATIONS, FLIPS = 500, 300
 STOPS, REBALANCES = 50, 100
 
@@ -43,20 +43,16 @@ class Part:
         return 3 / self.trials
 
 
-def crashes(store: str, kills: int, seed: int, server: RedisServer | None = None) -> Part:
+def crashes(what: str, kills: int, seed: int, run: Callable[[Path, int, int], Report]) -> Part:
     """Runs of 50 kills, each with a seed, a log and a store of its own."""
     begun, total = time.monotonic(), Report()
     while (left := kills - total.kills.total()) > 0:
         with tempfile.TemporaryDirectory() as directory:
-            if server:
-                server.flush()
-            run = crash_run(Path(directory), seed, min(left, RUN_KILLS), store, redis_server=server)
-        total.add(run)
-        sys.stderr.write(f"{store}: seed {seed}, {total.kills.total()} kills, {dict(total.faults)}\n")
+            total.add(run(Path(directory), seed, min(left, RUN_KILLS)))
+        sys.stderr.write(f"{what}: seed {seed}, {total.kills.total()} kills, {dict(total.faults)}\n")
         seed += 1
     details = {"messages": total.messages, "comparisons": total.looks, **total.kills}
-    name = f"SIGKILL, {store}, file log"
-    return Part(name, total.kills.total(), total.faults, time.monotonic() - begun, details, total.notes)
+    return Part(f"SIGKILL, {what}", total.kills.total(), total.faults, time.monotonic() - begun, details, total.notes)
 
 
 def files(seed: int) -> Iterator[Part]:
@@ -74,10 +70,30 @@ def redis_crashes(seed: int) -> Iterator[Part]:
     """Writers killed; once a run Redis itself loses its last writes."""
     with tempfile.TemporaryDirectory() as directory:
         server = RedisServer(Path(directory) / "redis").start()
+
+        def run(place: Path, seed: int, kills: int) -> Report:
+            server.flush()
+            return crash_run(place, seed, kills, "redis", redis_server=server)
+
         try:
-            yield crashes("redis", REDIS_KILLS, seed, server)
+            yield crashes("file log to Redis", REDIS_KILLS, seed, run)
         finally:
             server.kill()
+
+
+def kafka_crashes(seed: int) -> Iterator[Part]:
+    """Writers killed that read Kafka."""
+    with tempfile.TemporaryDirectory() as directory:
+        broker = KafkaBroker(Path(directory) / "kafka")
+
+        def run(place: Path, seed: int, kills: int) -> Report:
+            return crash_run(place, seed, kills, kind="kafka-python", broker=broker)
+
+        try:
+            broker.start()
+            yield crashes("Kafka to RocksDB", KAFKA_KILLS, seed, run)
+        finally:
+            broker.kill()
 
 
 def zombies(seed: int) -> Iterator[Part]:
@@ -95,7 +111,7 @@ def zombies(seed: int) -> Iterator[Part]:
                 # Kafka cannot take a letter back that a writer taken for dead had still in hand.
                 letters = run.faults.pop("letters doubled", 0)
                 details = {"messages": run.messages, "letters doubled": letters, **run.kills}
-                name = f"asleep or rebalanced, {kind}, redis"
+                name = f"asleep or rebalanced, {kind} to Redis"
                 yield Part(name, run.kills.total(), run.faults, time.monotonic() - begun, details, run.notes)
         finally:
             broker.kill()
@@ -104,12 +120,13 @@ def zombies(seed: int) -> Iterator[Part]:
 
 def rocksdb_crashes(seed: int) -> Iterator[Part]:
     """Writers killed."""
-    yield crashes("rocksdb", ROCKSDB_KILLS, seed)
+    yield crashes("file log to RocksDB", ROCKSDB_KILLS, seed, crash_run)
 
 
 PARTS: dict[str, Callable[[int], Iterator[Part]]] = {
     "rocksdb": rocksdb_crashes,
     "redis": redis_crashes,
+    "kafka": kafka_crashes,
     "files": files,
     "zombies": zombies,
 }
