@@ -68,6 +68,7 @@ class _Source:
 
     def __init__(self, config: StreamConfig, group: bool) -> None:
         self._topic, self._brokers, self._group = config.topic, config.brokers, group
+        milliseconds = int(config.session_timeout_seconds * 1000)
         self._consumer = Consumer(
             {
                 "bootstrap.servers": config.brokers or "",
@@ -77,7 +78,9 @@ class _Source:
                 "auto.offset.reset": "error",
                 "check.crcs": True,
                 "allow.auto.create.topics": False,
-                "session.timeout.ms": int(config.session_timeout_seconds * 1000),
+                "session.timeout.ms": milliseconds,
+                # librdkafka's default of 3 s would let a shorter session end between two heartbeats.
+                "heartbeat.interval.ms": milliseconds // 3,
                 "topic.metadata.refresh.interval.ms": int(REFRESH_SECONDS * 1000),
             }
         )

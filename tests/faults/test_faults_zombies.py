@@ -27,12 +27,14 @@ def zombie_run(
     return ZombieRun(log, history, seed, bug)
 
 
+@pytest.mark.parametrize(("kind", "stops", "rebalances"), [("kafka-python", 1, 3), ("confluent", 1, 2)])
 def test_writers_taken_for_dead_and_rebalances_double_nothing(
-    tmp_path: Path, kafka_broker: KafkaBroker, redis_server: RedisServer
+    tmp_path: Path, kafka_broker: KafkaBroker, redis_server: RedisServer, kind: str, stops: int, rebalances: int
 ) -> None:
-    report = zombie_run(tmp_path, "kafka-python", kafka_broker, redis_server, seed=1).run_zombies(2, 5)
+    run = zombie_run(tmp_path, kind, kafka_broker, redis_server, seed=1)
+    report = run.run_zombies(stops, rebalances)
     assert set(report.faults) <= {"letters doubled"}, report.notes
-    assert report.kills.total() >= 7
+    assert report.kills.total() >= stops + rebalances
 
 
 def test_the_harness_finds_a_store_without_a_fence(
