@@ -6,42 +6,19 @@ import json
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
-from click.testing import Result
+from cli_kit import hymirec, refused
 from tiny_run import build_tiny_run
-from typer.testing import CliRunner
 
 from hymirec.artifacts import read_manifest
-from hymirec.catalog.events import Event
-from hymirec.cli import app
-from hymirec.config import ServiceConfig, load
 from hymirec.config_docs import reference
-from hymirec.errors import SourceUnavailableError
-from hymirec.history import open_store
-from hymirec.streaming import HistoryConsumer, event_message, open_log
 
 ROOT = Path(__file__).parents[1]
-
-
-def hymirec(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def refused(result: Result, *words: str) -> None:
-    """Exit 2, one line on stderr that names the words, nothing on stdout."""
-    assert (result.exit_code, result.stdout) == (2, ""), result.output
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    for word in words:
-        assert word in result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -126,163 +103,6 @@ def test_bundle_inspect_and_verify(run_dir: Path, tmp_path: Path) -> None:
     (damaged / "index.faiss").write_bytes(b"something else")
     refused(hymirec("bundle", "verify", damaged), "index.faiss", "damaged")
     refused(hymirec("bundle", "verify", run_dir / "data"), "not a bundle")
-
-
-class Shop:
-    """A service's store and log, and its YAML."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        args = {
-            "bundle": "bundle",
-            "history": {"store": "rocksdb", "path": "history", "sync": False},
-            "stream": {"source": "file", "path": "log", "partitions": 2, "poll_seconds": 0.02},
-        }
-        self.yaml = home / "serve.yaml"
-        self.yaml.write_text(yaml.safe_dump({"applications": [{"name": "shop", "args": args}]}))
-        self.config = load(ServiceConfig, self._plain(args)).placed(home)
-
-    def _plain(self, args: dict[str, Any]) -> Path:
-        path = self.home / "plain.yaml"
-        path.write_text(yaml.safe_dump(args))
-        return path
-
-    def act(self, user: str, items: list[str]) -> None:
-        events = [
-            Event(event_id=f"{user}-{item}", user_id=user, item_id=item, ts=1_700_000_000 + n, action="click")
-            for n, item in enumerate(items)
-        ]
-        producer = open_log(self.config.stream).producer()
-        producer.send([event_message(event) for event in events])
-        producer.close()
-
-    def apply(self) -> None:
-        """Run the history writer's consumer until it has caught up."""
-        store, log = open_store(self.config.history), open_log(self.config.stream)
-        consumer = HistoryConsumer(log, store, self.config.stream)
-        consumer.start()
-        try:
-            source = log.source(group=False)
-            ends = {partition: source.end(partition) for partition in source.assigned()}
-            source.close()
-            wait(
-                lambda: (
-                    {p: x for p, x in consumer.status().positions.items() if x} == {p: e for p, e in ends.items() if e}
-                )
-            )
-        finally:
-            consumer.stop()
-            store.close()
-
-
-def wait(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not done():
-        if time.monotonic() > deadline:
-            raise SourceUnavailableError("the consumer did not catch up")
-        time.sleep(0.02)
-
-
-@pytest.fixture
-def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
-    monkeypatch.setenv("HYMIREC_HOME", str(tmp_path))
-    shop = Shop(tmp_path)
-    shop.act("ann", ["pen", "ink", "mug"])
-    shop.act("bob", ["mug"])
-    shop.apply()
-    return shop
-
-
-def test_history_show_prints_events_oldest_first(shop: Shop) -> None:
-    found = hymirec("history", "show", "ann", "--config", shop.yaml)
-    assert found.exit_code == 0
-    *events, last = found.stdout.splitlines()
-    assert [line.split()[:2] for line in events] == [[str(1_700_000_000 + n), "click"] for n in range(3)]
-    assert last == "(3 of 3 events)"
-    assert "(1 of 3 events)" in hymirec("history", "show", "ann", "--limit", 1, "--config", shop.yaml).stdout
-    assert "(0 of 0 events)" in hymirec("history", "show", "nobody", "--config", shop.yaml).stdout
-
-
-def test_history_is_shown_beside_a_running_writer(shop: Shop) -> None:
-    writer = open_store(shop.config.history)
-    found = hymirec("history", "show", "ann", "--config", shop.home / "plain.yaml")
-    writer.close()
-    assert "(3 of 3 events)" in found.stdout
-
-
-def test_history_erase_goes_through_the_log(shop: Shop) -> None:
-    found = hymirec("history", "erase", "ann", "--config", shop.yaml)
-    assert (found.exit_code, "'ann' is in the log" in found.stdout) == (0, True)
-    assert "1 behind" in hymirec("history", "verify", "--config", shop.yaml).stdout
-    shop.apply()
-    assert "(0 of 0 events)" in hymirec("history", "show", "ann", "--config", shop.yaml).stdout
-    assert "(1 of 1 events)" in hymirec("history", "show", "bob", "--config", shop.yaml).stdout
-
-
-def test_history_verify_compares_every_history_with_the_log(shop: Shop) -> None:
-    hymirec("history", "erase", "bob", "--config", shop.yaml)
-    shop.apply()
-    shop.act("bob", ["pen"])
-    shop.apply()
-    found = hymirec("history", "verify", "--replay", "--config", shop.yaml)
-    assert found.exit_code == 0
-    assert "2 of 2 histories are what the log makes them" in found.stdout
-
-
-def test_history_verify_finds_a_history_that_lacks_events(shop: Shop) -> None:
-    shop.act("ann", ["cup"])
-    # An operator who skips the new event on every partition leaves a history that the log does not make.
-    log = open_log(shop.config.stream).source(group=False)
-    for partition in log.assigned():
-        arguments = ("--partition", partition, "--offset", log.end(partition), "--config", shop.yaml)
-        assert hymirec("history", "reset-position", *arguments).exit_code == 0
-    log.close()
-    assert hymirec("history", "verify", "--config", shop.yaml).exit_code == 0
-    found = hymirec("history", "verify", "--replay", "--config", shop.yaml)
-    assert found.exit_code == 1
-    assert "user 'ann': expected 4 events, the store has 3" in found.stdout
-
-
-def test_history_verify_finds_a_topic_that_was_created_again(shop: Shop) -> None:
-    shutil.rmtree(shop.home / "log" / "events")
-    shop.act("ann", ["pen"])
-    found = hymirec("history", "verify", "--config", shop.yaml)
-    assert found.exit_code == 1
-    assert "the topic was deleted and created again" in found.stdout
-
-
-def test_a_position_beyond_the_log_is_found(shop: Shop) -> None:
-    hymirec("history", "reset-position", "--partition", 0, "--offset", 99, "--config", shop.yaml)
-    found = hymirec("history", "verify", "--config", shop.yaml)
-    assert found.exit_code == 1
-    assert "position 99 is outside of the log" in found.stdout
-    refused(hymirec("history", "reset-position", "--partition", 7, "--offset", 0, "--config", shop.yaml), "7", "[0, 1]")
-
-
-def test_history_commands_make_no_store_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HYMIREC_HOME", str(tmp_path))
-    shop = Shop(tmp_path)
-    for command in (("show", "ann"), ("verify",), ("erase", "ann")):
-        refused(hymirec("history", *command, "--config", shop.yaml), "history.path", "HYMIREC_HOME")
-    assert not (tmp_path / "history").exists()
-    assert not (tmp_path / "log").exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "word"),
-    [
-        ("{bundle: [", "YAML"),
-        ("bundle: b\nhistry: {}", "histry: unknown key"),
-        ("bundle: b\nhistory: {store: memory}\nstream: {path: log}", "memory"),
-        ("3", "config"),
-        ("applications: [{args: {}}]", "bundle"),
-    ],
-)
-def test_a_wrong_service_file_is_named(tmp_path: Path, text: str, word: str) -> None:
-    path = tmp_path / "serve.yaml"
-    path.write_text(text)
-    refused(hymirec("history", "show", "ann", "--config", path), "serve.yaml", word)
-    refused(hymirec("history", "show", "ann", "--config", tmp_path / "absent.yaml"), "absent.yaml")
 
 
 def test_the_configuration_reference_is_up_to_date() -> None:

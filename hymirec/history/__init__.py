@@ -1,12 +1,12 @@
 """Compressed user histories, kept by reference, with the log position in the same atomic write."""
 
 from hymirec.config import HistoryConfig
-from hymirec.history.store import ApplyResult, Entry, History, HistoryStore, PartitionBatch, Position
+from hymirec.history.store import ApplyResult, Entry, History, HistoryStore, PartitionBatch, Position, RawStore
 
-__all__ = ["ApplyResult", "Entry", "History", "HistoryStore", "PartitionBatch", "Position", "open_store"]
+__all__ = ["ApplyResult", "Entry", "History", "HistoryStore", "PartitionBatch", "Position", "RawStore", "open_store"]
 
 
-def open_store(config: HistoryConfig) -> HistoryStore:
+def open_store(config: HistoryConfig) -> RawStore:
     """Open the store that a config names.
 
     Raises StoreUnavailableError when it cannot be opened or reached.

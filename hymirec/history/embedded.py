@@ -5,10 +5,20 @@ from __future__ import annotations
 import struct
 import threading
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from hymirec.config import HistoryConfig
-from hymirec.history.pages import Appender, Changes, empty_history, head_key, history_of, page_keys
+from hymirec.history.pages import (
+    Appender,
+    Changes,
+    empty_history,
+    head_key,
+    history_of,
+    page_keys,
+    pages_prefix,
+    tombstone_key,
+    user_of,
+)
 from hymirec.history.positions import check_expected, check_topic, pack_position, unpack_position
 from hymirec.history.record import Head
 from hymirec.history.store import ApplyResult, History, PartitionBatch, Position
@@ -82,3 +92,31 @@ class EmbeddedStore:
                 return empty_history()
             pages = self._get_many(page_keys(user_id, Head.unpack(value, f"head of user {user_id!r}")))
         return history_of(user_id, pages, self._config.max_events, limit)
+
+    def users(self) -> Iterator[str]:
+        """See `RawStore.users`."""
+        return (user_of(key) for key, _ in self._scan(head_key("")))
+
+    def dump(self, user_id: str) -> dict[bytes, bytes]:
+        """See `RawStore.dump`."""
+        keys = [head_key(user_id), tombstone_key(user_id)]
+        with self._lock:
+            found = dict(zip(keys, self._get_many(keys), strict=True))
+            values = {key: value for key, value in found.items() if value is not None}
+            for kind in (b"h", b"d"):
+                values.update(self._scan(pages_prefix(kind, user_id)))
+        return values
+
+    def restore(self, user_id: str, values: Mapping[bytes, bytes]) -> None:
+        """See `RawStore.restore`."""
+        with self._lock:
+            self._commit(Changes(dict(values), set(self.dump(user_id)) - set(values)))
+
+    def tombstones(self) -> Iterator[tuple[bytes, bytes]]:
+        """See `RawStore.tombstones`."""
+        return self._scan(tombstone_key("")[:1])
+
+    def bury(self, tombstones: Mapping[bytes, bytes]) -> None:
+        """See `RawStore.bury`."""
+        with self._lock:
+            self._commit(Changes(dict(tombstones)))

@@ -20,7 +20,7 @@ class MemoryStore(EmbeddedStore):
         return [self._values.get(key) for key in keys]
 
     def _scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        return ((key, value) for key, value in self._values.items() if key.startswith(prefix))
+        return iter([(key, value) for key, value in self._values.items() if key.startswith(prefix)])
 
     def _commit(self, changes: Changes) -> None:
         for key in changes.deletes:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -23,6 +23,7 @@ from hymirec.history.record import (
     PAGE_RECORDS,
     RECORD,
     Head,
+    Records,
     Tombstone,
     pack_hashes,
     pack_records,
@@ -67,14 +68,40 @@ def tombstone_key(user_id: str) -> bytes:
     return b"e" + xxhash.xxh3_128_digest(_utf8(user_id))
 
 
-def _page_key(kind: bytes, user_id: str, page: int) -> bytes:
+def user_of(key: bytes) -> str:
+    """The user whose head has this key."""
+    return key[1:].decode("utf-8", "surrogatepass")
+
+
+def pages_prefix(kind: bytes, user_id: str) -> bytes:
+    """What the keys of all pages of a user begin with, and no other keys."""
     user = _utf8(user_id)
-    return kind + struct.pack(">H", len(user)) + user + struct.pack(">I", page)
+    return kind + struct.pack(">H", len(user)) + user
+
+
+def _page_key(kind: bytes, user_id: str, page: int) -> bytes:
+    return pages_prefix(kind, user_id) + struct.pack(">I", page)
 
 
 def page_keys(user_id: str, head: Head, kind: bytes = b"h") -> list[bytes]:
     """Keys of all record pages (b"h") or event-hash pages (b"d") of a user."""
     return [_page_key(kind, user_id, page) for page in range(head.first_page, head.last_page + 1)]
+
+
+def record_page_values(user_id: str, first_page: int, records: Records) -> Iterator[tuple[bytes, bytes]]:
+    """Keys and values of the pages of all records that a user keeps."""
+    for start in range(0, len(records), PAGE_RECORDS):
+        page = first_page + start // PAGE_RECORDS
+        yield _page_key(b"h", user_id, page), pack_records(records[start : start + PAGE_RECORDS])
+
+
+def hash_page_values(user_id: str, head: Head, hashes: Sequence[int]) -> Iterator[tuple[bytes, bytes]]:
+    """Keys and values of the pages of a user's newest event ids; the last page has as many as the last of records."""
+    stop, page = len(hashes), head.last_page
+    size = head.total - head.last_page * PAGE_RECORDS
+    while stop > 0:
+        yield _page_key(b"d", user_id, page), pack_hashes(hashes[stop - size : stop])
+        stop, page, size = stop - size, page - 1, PAGE_RECORDS
 
 
 @dataclass
@@ -150,7 +177,7 @@ class Appender:
         """The last page, to append to, and the event ids of the horizon."""
         found = [page for page in pages if page is not None]
         if len(found) < len(pages):
-            raise _page_missing(user_id)
+            raise page_missing(user_id)
         hashes = [unpack_hashes(page, f"event ids of user {user_id!r}") for page in found[1:]]
         user.rows = unpack_records(found[0], f"page of user {user_id!r}").tolist()
         user.hashes = hashes[-1]
@@ -192,7 +219,8 @@ class Appender:
         changes.put(head_key(user_id), user.head.pack())
 
 
-def _page_missing(user_id: str) -> StoreDamagedError:
+def page_missing(user_id: str) -> StoreDamagedError:
+    """What to raise when a page that the head counts is not there."""
     # Heads and pages are written together: a missing one is damage.
     return StoreDamagedError(f"a page of user {user_id!r} is missing; restore the store or rebuild it from the log")
 
@@ -207,7 +235,7 @@ def history_of(user_id: str, pages: Sequence[bytes | None], max_events: int, lim
     parts = []
     for page in pages:
         if page is None:
-            raise _page_missing(user_id)
+            raise page_missing(user_id)
         parts.append(unpack_records(page, f"page of user {user_id!r}"))
     records = np.concatenate(parts)
     records = records[np.argsort(records["ts"], kind="stable")][-max_events:]

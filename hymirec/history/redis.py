@@ -13,15 +13,10 @@ the client reconnected silently, and the consumer reads the positions again and 
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import redis
-import xxhash
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from hymirec.config import HistoryConfig
 from hymirec.errors import PositionConflictError, StoreUnavailableError
@@ -36,10 +31,10 @@ from hymirec.history.pages import (
 )
 from hymirec.history.positions import check_expected, check_topic, pack_position, unpack_position
 from hymirec.history.record import Head
+from hymirec.history.redis_keys import RedisKeys
 from hymirec.history.store import ApplyResult, Entry, History, PartitionBatch, Position
 
 ATTEMPTS = 8
-TIMEOUT_SECONDS = 5.0
 MOVE_POSITION = (
     "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('SET', KEYS[1], ARGV[2]) return 1 end return 0"
 )
@@ -48,47 +43,13 @@ START_POSITION = "return redis.call('SET', KEYS[1], ARGV[1], 'NX') and 1 or 0"
 Place = tuple[str, int]
 
 
-class RedisStore:
+class RedisStore(RedisKeys):
     """A `HistoryStore` on a Redis server."""
 
     def __init__(self, config: HistoryConfig) -> None:
-        assert config.url is not None
-        self._config = config
-        # Typed as Any: the client's annotations mix its synchronous and asynchronous answers.
-        self._redis: Any = redis.Redis.from_url(
-            config.url,
-            socket_timeout=TIMEOUT_SECONDS,
-            socket_connect_timeout=TIMEOUT_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-        )
-        place = self._redis.connection_pool.connection_kwargs
-        # The URL may hold a password.
-        self._name = f"Redis at {place.get('host', place.get('path', 'localhost'))}:{place.get('port', '')}"
-        self._lock = threading.Lock()
+        super().__init__(config)
         self._known: dict[Place, list[Position | None]] = {}
         self._next: dict[Place, Position | None] = {}
-        self._refuse_eviction()
-
-    def _refuse_eviction(self) -> None:
-        try:
-            policy = str(self._redis.config_get("maxmemory-policy").get("maxmemory-policy", "noeviction"))
-        except redis.exceptions.ResponseError:
-            # Managed servers forbid CONFIG; their policy is the operator's to check.
-            return
-        except redis.exceptions.RedisError as e:
-            raise StoreUnavailableError(f"{self._name} cannot be reached: {e}") from e
-        if policy != "noeviction":
-            raise StoreUnavailableError(
-                f"{self._name} may evict histories (maxmemory-policy {policy}); "
-                "run `CONFIG SET maxmemory-policy noeviction`"
-            )
-
-    def _shard(self, user_id: str) -> int:
-        return xxhash.xxh3_64_intdigest(user_id.encode("utf-8", "surrogatepass")) % self._config.shards
-
-    @staticmethod
-    def _tag(shard: int) -> bytes:
-        return b"{s%d}" % shard
 
     def _position_key(self, shard: int, place: Place) -> bytes:
         return self._tag(shard) + b"p" + place[0].encode() + b":%d" % place[1]
@@ -240,20 +201,6 @@ class RedisStore:
                 if now == value:
                     return history_of(user_id, pages, self._config.max_events, limit)
         raise StoreUnavailableError(f"the history of user {user_id!r} changed {ATTEMPTS} times while it was read")
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """Any trouble with the server is StoreUnavailableError."""
-        try:
-            yield
-        except redis.exceptions.RedisError as e:
-            raise StoreUnavailableError(
-                f"{self._name} does not answer as it should: {e}. Mend or start it; the writer goes on by itself"
-            ) from e
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._redis.close()
 
 
 def _add(total: ApplyResult, part: ApplyResult) -> None:

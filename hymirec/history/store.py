@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -107,4 +107,31 @@ class HistoryStore(Protocol):
 
     def close(self) -> None:
         """Let go of files and connections."""
+        ...
+
+
+class RawStore(HistoryStore, Protocol):
+    """A store as its tools see it: what is kept of a user as keys and values, checksums included.
+
+    Keys are those of `hymirec.history.pages`, the same in every store. Writing needs the history writer stopped.
+    """
+
+    def users(self) -> Iterator[str]:
+        """Everybody who has a history, in no stated order."""
+        ...
+
+    def dump(self, user_id: str) -> dict[bytes, bytes]:
+        """All that is kept of a user: head, pages and tombstone; nothing of it is checked."""
+        ...
+
+    def restore(self, user_id: str, values: Mapping[bytes, bytes]) -> None:
+        """Put these values in the place of all that is kept of a user, atomically."""
+        ...
+
+    def tombstones(self) -> Iterator[tuple[bytes, bytes]]:
+        """Key and value of every tombstone; ids of erased users are not kept."""
+        ...
+
+    def bury(self, tombstones: Mapping[bytes, bytes]) -> None:
+        """Add tombstones."""
         ...

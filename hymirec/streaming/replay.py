@@ -15,16 +15,19 @@ BATCH = 5_000
 SILENT_SECONDS = 20.0
 
 
-def replay(source: EventSource, stored: Mapping[int, Position]) -> Iterator[Placed]:
+def replay(
+    source: EventSource, stored: Mapping[int, Position], start: Mapping[int, int] | None = None
+) -> Iterator[Placed]:
     """Every usable message below each partition's stored position, partition by partition, in order of offset.
 
+    `start` is where a partition begins, 0 when it is not named: what is before it came into the store in another way.
     Messages that go to the dead letters are left out, as the consumer leaves them out.
-    Raises PositionOutOfRangeError when the log no longer begins at offset 0, SourceUnavailableError when it falls
-    silent.
+    Raises PositionOutOfRangeError when the log no longer begins there, SourceUnavailableError when it falls silent.
     """
     for partition in sorted(stored):
         stop, first = stored[partition].offset, source.beginning(partition)
-        if first > 0 and stop > 0:
+        begin = (start or {}).get(partition, 0)
+        if first > begin and stop > begin:
             raise PositionOutOfRangeError(
                 f"partition {partition} begins at offset {first}: what came before it is no longer in the log, so the "
                 "store cannot be compared with it",
@@ -32,13 +35,14 @@ def replay(source: EventSource, stored: Mapping[int, Position]) -> Iterator[Plac
             )
         for waiting in source.assigned():
             source.pause(waiting)
-        yield from _partition(source, partition, stored[partition])
+        yield from _partition(source, partition, begin, stored[partition])
 
 
-def _partition(source: EventSource, partition: int, stop: Position) -> Iterator[Placed]:
-    offset = 0
+def _partition(source: EventSource, partition: int, offset: int, stop: Position) -> Iterator[Placed]:
     deadline = time.monotonic() + SILENT_SECONDS
-    source.seek(partition, 0)
+    if offset >= stop.offset:
+        return
+    source.seek(partition, offset)
     while offset < stop.offset:
         messages = source.poll(0.2, BATCH)
         for message in messages:

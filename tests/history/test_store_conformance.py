@@ -22,10 +22,10 @@ from hymirec.errors import (
     TopicRecreatedError,
     UnsupportedFormatError,
 )
-from hymirec.history import Entry, HistoryStore, PartitionBatch, Position, open_store
+from hymirec.history import Entry, PartitionBatch, Position, RawStore, open_store
 from hymirec.history.record import seal, unseal
 
-Opener = Callable[..., HistoryStore]
+Opener = Callable[..., RawStore]
 TOPIC = "events"
 
 
@@ -40,9 +40,9 @@ def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
         server = request.getfixturevalue("redis_server")
         redis.Redis.from_url(server.url).flushall()
         extra = {"url": server.url, "shards": 4}
-    opened: list[HistoryStore] = []
+    opened: list[RawStore] = []
 
-    def open_again(**changes: Any) -> HistoryStore:
+    def open_again(**changes: Any) -> RawStore:
         if kind == "memory" and opened:
             return opened[0]
         if opened:
@@ -165,6 +165,38 @@ def test_any_user_id_keeps_its_own_history(opener: Opener, user: str) -> None:
     store = opener()
     store.apply(batch([event(0, user, 5), event(1, "other", 6)], None, 2))
     assert store.read(user).keys.tolist() == [5]
+
+
+def test_what_is_kept_of_a_user_is_dumped_and_restored_as_it_is(opener: Opener) -> None:
+    store = opener()
+    store.apply(batch([event(i, "a*[", key=i) for i in range(150)] + [event(150, "a", 9), Entry(151, "c")], None, 152))
+    assert sorted(store.users()) == ["a", "a*["]
+    values, other = store.dump("a*["), store.dump("a")
+    # A head, three pages of records and three of event ids.
+    assert (len(values), len(other), len(store.dump("c"))) == (7, 3, 1)
+    assert dict(store.tombstones()) == store.dump("c")
+    store.restore("a*[", {})
+    assert (store.dump("a*["), store.read("a*[").count) == ({}, 0)
+    store.restore("a*[", values)
+    assert store.dump("a*[") == values
+    assert store.read("a*[").keys.tolist() == list(range(150))
+    assert (store.dump("a"), store.read("a").count) == (other, 1)
+    # Also when the head is damaged, all of it goes.
+    store.restore("a*[", values | {b"ma*[": b"damaged, and long enough"})
+    store.restore("a*[", {})
+    assert (store.dump("a*["), store.dump("a")) == ({}, other)
+
+
+def test_tombstones_can_be_brought_along(opener: Opener) -> None:
+    store = opener()
+    store.apply(batch([Entry(9, "u")], None, 10))
+    buried = dict(store.tombstones())
+    store.restore("u", {})
+    assert dict(store.tombstones()) == {}
+    store.bury(buried)
+    store.reset_position(TOPIC, 0, None)
+    result = store.apply(batch([event(8)], None, 9))
+    assert (result.suppressed, result.applied) == (1, 0)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
