@@ -485,6 +485,9 @@ class ServiceConfig(Config):
     )
     host: str = Field("127.0.0.1", description="where HTTP listens; must be what http_options.host of the YAML says")
     token_file: str | None = Field(None, description="file with `scope token` lines; required beyond loopback")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="`json`: a line of JSON on stderr for each request, recommendation and warning"
+    )
 
     def placed(self, base: Path | None = None) -> ServiceConfig:
         """The same with absolute paths: relative ones lie under `base`, else $HYMIREC_HOME, else the current directory.

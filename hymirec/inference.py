@@ -32,6 +32,7 @@ from hymirec.catalog.keys import item_keys
 from hymirec.catalog.schemas import MAX_TS
 from hymirec.errors import BundleMismatchError, RequestError
 from hymirec.retrieval import Bonus, Hits
+from hymirec.telemetry import COARSE_CACHE, STAGE_SECONDS, Observe, timed, unobserved
 
 HistoryItem = ItemId | tuple[ItemId, int] | list[Any]
 Keys = NDArray[np.uint64]
@@ -62,7 +63,9 @@ class _Known:
 
 
 class HyMiRec:
-    """A bundle that answers. Safe to call from several threads."""
+    """A bundle that answers. Safe to call from several threads. `meter` hears how long the parts of an answer took."""
+
+    meter: Observe = staticmethod(unobserved)
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -169,6 +172,8 @@ class HyMiRec:
             )
         stale = coarse is not None and coarse.source != known.source
         usable = coarse if stale_ok or not stale else None
+        if coarse is not None:
+            self.meter(COARSE_CACHE, 1, result="stale" if stale else "hit")
         interests = self._interests([known], [now], [usable])
         (hits,) = self._search(interests, k, [excluded], [now])
         return self._answer(hits, known.unknown, stale=stale and usable is not None)
@@ -226,10 +231,14 @@ class HyMiRec:
     def interests(self, history: Sequence[HistoryItem], *, now: int | None = None) -> NDArray[np.float32]:
         """The user's interests (S, W), unit vectors of item space; (0, W) when no item of the history is known."""
         at = _clock(now)
-        known = self._known(*_split_pairs(history, at), at)
+        return self.interests_keys(*_split_pairs(history, at), at)
+
+    def interests_keys(self, keys: Keys, ts: Ints, now: int) -> NDArray[np.float32]:
+        """Like `interests`, for a history of item keys (n,) uint64 with times (n,) in seconds, in any order."""
+        known = self._known(keys, ts, now)
         if not len(known.items):
             return np.empty((0, self.bundle.index.width), np.float32)
-        found: NDArray[np.float32] = self._interests([known], [at], [None])[0]
+        found: NDArray[np.float32] = self._interests([known], [now], [None])[0]
         return found
 
     def _indices(self, keys: Keys | None) -> Ints:
@@ -269,31 +278,36 @@ class HyMiRec:
     ) -> NDArray[np.float32]:
         """Interests (B, S, W); coarse ones are computed for the rows that bring none."""
         missing = [row for row, given in enumerate(coarse) if given is None]
+        computed: dict[int, Tensor] = {}
         with torch.inference_mode():
-            computed = dict(zip(missing, self._coarse([known[row] for row in missing]), strict=True)) if missing else {}
+            if missing:
+                with timed(self.meter, STAGE_SECONDS, stage="coarse"):
+                    computed = dict(zip(missing, self._coarse([known[row] for row in missing]), strict=True))
             vectors = [
                 computed[row] if given is None else torch.from_numpy(given.vectors).to(self._device)
                 for row, given in enumerate(coarse)
             ]
             if not vectors:
                 return np.empty((0, 1, self.bundle.index.width), np.float32)
-            items, ts, mask = self._padded([(row.recent, row.recent_ts) for row in known])
-            at = torch.tensor(now, device=self._device)
-            found = self.bundle.model.interests(torch.stack(vectors), items, ts, mask, at)
-        numbers: NDArray[np.float32] = found.float().cpu().numpy()
+            with timed(self.meter, STAGE_SECONDS, stage="model"):
+                items, ts, mask = self._padded([(row.recent, row.recent_ts) for row in known])
+                at = torch.tensor(now, device=self._device)
+                found = self.bundle.model.interests(torch.stack(vectors), items, ts, mask, at)
+                numbers: NDArray[np.float32] = found.float().cpu().numpy()
         return numbers
 
     def _search(self, interests_BSW: NDArray[np.float32], k: int, excluded: list[Ints], now: list[int]) -> list[Hits]:
         """The best items by interests and by what is popular at each request's time."""
         counts, index = self._trend, self.bundle.index
         k = min(k, self.bundle.catalog.size)
-        if counts is None:
-            return index.search(interests_BSW, k, excluded)
-        bonuses = {}
-        for at in set(now):
-            items, found = counts.before(at)
-            bonuses[at] = Bonus(items, self.bundle.model.trend.bonus(found))
-        return index.search(interests_BSW, k, excluded, [bonuses[at] for at in now])
+        with timed(self.meter, STAGE_SECONDS, stage="index"):
+            if counts is None:
+                return index.search(interests_BSW, k, excluded)
+            bonuses = {}
+            for at in set(now):
+                items, found = counts.before(at)
+                bonuses[at] = Bonus(items, self.bundle.model.trend.bonus(found))
+            return index.search(interests_BSW, k, excluded, [bonuses[at] for at in now])
 
     def _padded(self, rows: Sequence[tuple[Ints, Ints]]) -> tuple[Tensor, Tensor, Tensor]:
         """Items, times and mask, all (B, longest), padded on the right."""

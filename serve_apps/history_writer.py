@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from ray import serve
-from ray.serve import metrics
 from ray.serve.handle import DeploymentHandle
 
 from hymirec.config import ServiceConfig
+from hymirec.service.logs import start_logs
 from hymirec.service.writer import Writer
+from serve_apps.meters import Meters
 from serve_apps.stages import RankerHandle
 
 
@@ -16,16 +17,13 @@ class HistoryWriter(Writer):
     """Owns the partitions it is given. Starts where the store says it is, so it may be killed at any time."""
 
     def __init__(self, config: ServiceConfig, recommender: DeploymentHandle) -> None:
-        self._lag = metrics.Gauge("hymirec_lag_events", "Events in the log that are not applied yet.")
-        self._applied = metrics.Gauge("hymirec_applied_events", "Events this replica has applied since it started.")
-        super().__init__(config, RankerHandle("recommender", recommender))
+        start_logs(config.log_format)
+        super().__init__(config, RankerHandle("recommender", recommender), Meters())
 
     async def check_health(self) -> None:
         """A dead or stuck consumer: Serve replaces this replica, and the new one starts at the stored position."""
+        self.report()
         self.check()
-        (status,) = await self.status()
-        self._lag.set(sum(status.lag.values()))
-        self._applied.set(status.counts.get("applied", 0))
 
     def __del__(self) -> None:
         # Serve calls this once on an ordinary stop; it also runs for a replica whose constructor failed.

@@ -7,7 +7,9 @@ import asyncio
 from ray import serve
 
 from hymirec.config import ServiceConfig
+from hymirec.service.logs import start_logs
 from hymirec.service.ranker import Ranker
+from serve_apps.meters import Meters
 
 
 @serve.deployment
@@ -15,11 +17,13 @@ class Recommender(Ranker):
     """Stateless but for the bundle; any number of replicas."""
 
     def __init__(self, config: ServiceConfig) -> None:
-        super().__init__(config)
+        start_logs(config.log_format)
+        super().__init__(config, Meters())
         self._following: asyncio.Task[None] | None = None
 
     async def check_health(self) -> None:
         """Called every few seconds: a replica that missed a swap (it was starting, say) makes up for it beside."""
+        self.report()
         if self._following is None or self._following.done():
             self._following = asyncio.create_task(asyncio.to_thread(self.follow))
 

@@ -21,6 +21,7 @@ from hymirec.service.frontend import Frontend
 from hymirec.service.ranker import Ranker
 from hymirec.service.stages import RankerStage
 from hymirec.service.writer import Writer
+from hymirec.telemetry import Metric, Observe, unobserved
 
 T = TypeVar("T")
 BASE_TS = 1_700_000_000
@@ -66,6 +67,25 @@ def until(what: Callable[[], T], seconds: float = 30.0) -> T:
     return found
 
 
+class Recorder:
+    """An `Observe` that keeps every value. Refuses what Ray would: other labels than the metric has."""
+
+    def __init__(self) -> None:
+        self.values: list[tuple[Metric, float, dict[str, str]]] = []
+
+    def __call__(self, metric: Metric, value: float, **labels: str) -> None:
+        assert set(labels) == set(metric.labels), (metric.name, labels)
+        self.values.append((metric, value, labels))
+
+    def of(self, metric: Metric, **labels: str) -> list[float]:
+        """The values of one series, in order."""
+        return [value for found, value, given in list(self.values) if found == metric and given == labels]
+
+    def labels(self, metric: Metric, name: str) -> set[str]:
+        """What a label was."""
+        return {given[name] for found, _, given in list(self.values) if found == metric}
+
+
 class LocalService:
     """A running service. `wrap` puts something between the front end and the ranker, a delay for instance."""
 
@@ -75,18 +95,20 @@ class LocalService:
         base: Path,
         wrap: Callable[[RankerStage], RankerStage] = lambda ranker: ranker,
         client: str = "127.0.0.1",
+        observe: Observe = unobserved,
     ) -> None:
         self.config, self._base, self._wrap, self._client_host = config, base, wrap, client
+        self._observe = observe
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self.run(self._start())
 
     async def _start(self) -> None:
-        self.ranker = Ranker(self.config)
-        self.writer = Writer(self.config, self.ranker)
-        self.frontend = Frontend(self.config, self._wrap(self.ranker), self.writer, self._base)
-        api: Any = create_api(self.frontend, self.config)
+        self.ranker = Ranker(self.config, self._observe)
+        self.writer = Writer(self.config, self.ranker, self._observe)
+        self.frontend = Frontend(self.config, self._wrap(self.ranker), self.writer, self._base, self._observe)
+        api: Any = create_api(self.frontend, self.config, self._observe)
         await self.frontend.start()
         transport = httpx.ASGITransport(api, raise_app_exceptions=False, client=(self._client_host, 1))
         self.client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", timeout=30)

@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from hymirec.config import LimitsConfig, ServiceConfig
-from hymirec.errors import HyMiRecError
+from hymirec.errors import HyMiRecError, OverloadedError
 from hymirec.service.frontend import Frontend
 from hymirec.service.guard import App, Guard, read_tokens
 from hymirec.service.models import (
@@ -32,6 +32,8 @@ from hymirec.service.models import (
     RecommendRequest,
 )
 from hymirec.service.problems import MEDIA_TYPE, headers_of, problem, status_of, validation_problem
+from hymirec.service.trace import Trace
+from hymirec.telemetry import SHED, Observe, unobserved
 
 log = logging.getLogger(__name__)
 VERSION = "1"
@@ -39,7 +41,9 @@ UserId = Annotated[str, Path(min_length=1, max_length=MAX_ID_BYTES)]
 ALWAYS = (401, 403, 413, 422, 500, 503)
 
 
-def create_api(frontend: Frontend, config: ServiceConfig) -> App:
+def create_api(
+    frontend: Frontend, config: ServiceConfig, observe: Observe = unobserved, answer_request_id: bool = True
+) -> App:
     """The application, its guard in front. Raises ConfigError for a token file that cannot be used."""
     tokens = read_tokens(config.token_file) if config.token_file else None
 
@@ -50,19 +54,20 @@ def create_api(frontend: Frontend, config: ServiceConfig) -> App:
         await frontend.stop()
 
     api = FastAPI(title="HyMiRec", version=VERSION, lifespan=lifespan, responses=_problems(*ALWAYS))
-    _add_handlers(api)
+    _add_handlers(api, observe)
     _add_serving(api, frontend)
     _add_operation(api, frontend)
     api.openapi = lambda: _openapi(api, config.limits)  # type: ignore[method-assign]
     limits = config.limits
-    return Guard(api, limits.max_body_bytes, limits.max_ongoing_requests + limits.max_queued_requests, tokens)
+    most = limits.max_ongoing_requests + limits.max_queued_requests
+    return Trace(Guard(api, limits.max_body_bytes, most, tokens, observe), observe, answer_request_id)
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Problem} for status in statuses}
 
 
-def _add_handlers(api: FastAPI) -> None:
+def _add_handlers(api: FastAPI, observe: Observe) -> None:
     def answer(status: int, body: bytes) -> Response:
         return Response(body, status, headers_of(status), MEDIA_TYPE)
 
@@ -76,6 +81,8 @@ def _add_handlers(api: FastAPI) -> None:
 
     async def ours(request: Request, error: Exception) -> Response:
         assert isinstance(error, HyMiRecError)
+        if isinstance(error, OverloadedError):
+            observe(SHED, 1, where="stage")
         return answer(status_of(error), problem(status_of(error), str(error)))
 
     async def unforeseen(request: Request, error: Exception) -> Response:

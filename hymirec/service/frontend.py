@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +43,17 @@ from hymirec.service.release import Release, remember
 from hymirec.service.stages import Query, RankerStage, Snapshot, WriterStage
 from hymirec.streaming import erase_message, event_message, open_log
 from hymirec.streaming.source import EventProducer
+from hymirec.telemetry import (
+    COARSE_CACHE,
+    DEGRADED,
+    EVENTS_ACCEPTED,
+    RECOMMEND_SECONDS,
+    STAGE_SECONDS,
+    UNKNOWN_ITEMS,
+    Observe,
+    timed,
+    unobserved,
+)
 
 log = logging.getLogger(__name__)
 MAX_EVENTS = 10_000
@@ -50,11 +61,10 @@ WAIT_STEP_SECONDS = 0.05
 RANKER, WRITER = "recommender", "history writer"
 # Loading and verifying a bundle takes as long as reading it from disk twice.
 STAGE_BUNDLE_SECONDS = 1_800.0
-Observe = Callable[[str, float], None]
 
 
 class Frontend:
-    """One for each ingress process. `observe` hears of every recommendation: its reason and the seconds it took."""
+    """One for each ingress process."""
 
     def __init__(
         self,
@@ -62,7 +72,7 @@ class Frontend:
         ranker: RankerStage,
         writer: WriterStage,
         base: Path,
-        observe: Observe = lambda reason, seconds: None,
+        observe: Observe = unobserved,
     ) -> None:
         self._config, self._limits, self._base = config, config.limits, base
         self._ranker, self._writer, self._observe = ranker, writer, observe
@@ -106,15 +116,28 @@ class Frontend:
             )
             found = await self._answer(query, deadline)
             reply = RecommendReply.of(_behind(found, history, body), _as_of(snapshot))
-        self._observe(reply.reason, time.monotonic() - begun)
+        self._told(reply, time.monotonic() - begun)
         return reply
 
+    def _told(self, reply: RecommendReply, seconds: float) -> None:
+        """Count a reply and log it, with what it was made from."""
+        self._observe(RECOMMEND_SECONDS, seconds, reason=reply.reason)
+        if reply.degraded:
+            self._observe(DEGRADED, 1, reason=reply.reason)
+        if reply.unknown_items:
+            self._observe(UNKNOWN_ITEMS, reply.unknown_items)
+        log.info(
+            "recommended",
+            extra={"bundle": reply.bundle, "position": reply.as_of.offsets, "reason": reply.reason, "seconds": seconds},
+        )
+
     async def _answer(self, query: Query, deadline: Deadline) -> Recommendations:
-        try:
-            return await self._ladder.answer(query, deadline)
-        except BundleMismatchError:
-            # The bundle was swapped between two stages; without what the first one gave, all is of the new bundle.
-            return await self._ladder.answer(replace(query, coarse=None), deadline)
+        with timed(self._observe, STAGE_SECONDS, stage="recommender"):
+            try:
+                return await self._ladder.answer(query, deadline)
+            except BundleMismatchError:
+                # The bundle was swapped between two stages; without what the first one gave, all is of the new bundle.
+                return await self._ladder.answer(replace(query, coarse=None), deadline)
 
     def _check(self, body: RecommendRequest) -> None:
         if body.k > self._limits.max_k:
@@ -128,8 +151,11 @@ class Frontend:
         waiting = Deadline(self._limits.request_timeout_seconds / 2)
         while True:
             seconds = deadline.left(self._limits.stage_timeout_seconds)
-            found = await ask(WRITER, lambda: self._writer.snapshot(str(body.user_id)), seconds)
+            with timed(self._observe, STAGE_SECONDS, stage="history"):
+                found = await ask(WRITER, lambda: self._writer.snapshot(str(body.user_id)), seconds)
             if not _is_behind(found.history, body) or not waiting.left():
+                if found.coarse is None and len(found.history):
+                    self._observe(COARSE_CACHE, 1, result="miss")
                 return found
             await asyncio.sleep(WAIT_STEP_SECONDS)
 
@@ -158,6 +184,7 @@ class Frontend:
             for event in given
         ]
         await self._send([event_message(event) for event in events])
+        self._observe(EVENTS_ACCEPTED, len(events))
         return Accepted(accepted=len(events))
 
     async def erase(self, user_id: str) -> Accepted:

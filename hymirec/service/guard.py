@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from hymirec.errors import ConfigError
 from hymirec.service.problems import MEDIA_TYPE, headers_of, problem
+from hymirec.telemetry import SHED, Observe, unobserved
 
 SCOPES = ("read", "write", "erase", "admin")
 SHORTEST_TOKEN = 16
@@ -77,8 +78,15 @@ def is_loopback(host: str) -> bool:
 class Guard:
     """Checks origin, token, size and number of requests, and takes any body for JSON, as `curl -d` sends it."""
 
-    def __init__(self, app: App, max_body_bytes: int, max_in_flight: int, tokens: Sequence[Token] | None) -> None:
-        self._app, self._most, self._tokens = app, max_body_bytes, tokens
+    def __init__(
+        self,
+        app: App,
+        max_body_bytes: int,
+        max_in_flight: int,
+        tokens: Sequence[Token] | None,
+        observe: Observe = unobserved,
+    ) -> None:
+        self._app, self._most, self._tokens, self._observe = app, max_body_bytes, tokens, observe
         self._max_in_flight = max_in_flight
         self._in_flight = 0
 
@@ -135,6 +143,7 @@ class Guard:
         if refused is not None:
             return refused
         if self._in_flight >= self._max_in_flight:
+            self._observe(SHED, 1, where="door")
             return 503, f"{self._in_flight} requests are being worked on; try again in a moment"
         declared = headers.get(b"content-length", b"0")
         return self._too_large() if declared.isdigit() and int(declared) > self._most else None

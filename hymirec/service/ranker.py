@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -20,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from hymirec.answers import Coarse, Recommendations
+from hymirec.artifacts import MANIFEST
 from hymirec.catalog.events import action_name
 from hymirec.config import ServiceConfig
 from hymirec.errors import BundleError, HyMiRecError, UnknownItemError
@@ -29,6 +31,15 @@ from hymirec.service.pulse import Pulse
 from hymirec.service.release import swapped_in
 from hymirec.service.stages import Keys, Query, Times
 from hymirec.streaming import open_log
+from hymirec.telemetry import (
+    BUNDLE_AGE,
+    BUNDLE_INFO,
+    BUNDLE_ITEMS,
+    COARSE_CACHE,
+    STAGE_SECONDS,
+    Observe,
+    unobserved,
+)
 
 log = logging.getLogger(__name__)
 SMOKE_ITEMS = 3
@@ -38,10 +49,11 @@ T = TypeVar("T")
 class Ranker:
     """See `RankerStage`."""
 
-    def __init__(self, config: ServiceConfig) -> None:
+    def __init__(self, config: ServiceConfig, observe: Observe = unobserved) -> None:
         torch.set_num_threads(config.threads)
         faiss.omp_set_num_threads(config.threads)
-        self._configured, self._config = config.bundle, config
+        self._configured, self._config, self._observe = config.bundle, config, observe
+        self._reported = ""
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._loading = threading.Lock()
         self._staged: HyMiRec | None = None
@@ -49,6 +61,7 @@ class Ranker:
         self._model = _open_active(config.bundle)
         # The first answer costs a hundred times the next: no user waits for it, or gets popular items instead.
         self._executor.submit(_ask, self._model).result()
+        self._model.meter = observe
         self._pulse = self._listen(self._model)
 
     @property
@@ -76,7 +89,28 @@ class Ranker:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        asked = time.perf_counter()
+
+        def begin() -> T:
+            self._observe(STAGE_SECONDS, time.perf_counter() - asked, stage="wait")
+            return work()
+
+        return await asyncio.get_running_loop().run_in_executor(self._executor, begin)
+
+    def report(self) -> None:
+        """Say which bundle serves, and how old it is; to be called every few seconds."""
+        bundle = self._model.bundle
+        if self._reported not in ("", bundle.id):
+            self._observe(BUNDLE_INFO, 0, bundle=self._reported)
+        self._reported = bundle.id
+        self._observe(BUNDLE_INFO, 1, bundle=bundle.id)
+        self._observe(BUNDLE_ITEMS, bundle.catalog.size)
+        try:
+            written = (bundle.path / MANIFEST).stat().st_mtime
+        except OSError:
+            # Deleted or out of reach: it serves from memory.
+            return
+        self._observe(BUNDLE_AGE, max(0.0, time.time() - written))
 
     async def recommend(self, query: Query) -> Recommendations:
         """See `HyMiRec.recommend_keys`. Coarse interests of another bundle are not used."""
@@ -84,6 +118,7 @@ class Ranker:
         coarse = query.coarse
         if coarse is not None and coarse.bundle != model.bundle_id:
             coarse = None
+            self._observe(COARSE_CACHE, 1, result="stale")
         return await self._run(
             lambda: model.recommend_keys(
                 query.keys,
@@ -162,6 +197,7 @@ class Ranker:
             model = HyMiRec.from_pretrained(path)
             if not _ask(model):
                 raise BundleError(f"{path} is whole but recommends nothing to readers of its most popular items")
+            model.meter = self._observe
             self._staged = model
 
     async def activate(self, bundle_id: str) -> None:

@@ -18,8 +18,10 @@ from hymirec.history import HistoryStore, open_store
 from hymirec.service.calls import ask
 from hymirec.service.erasures import ErasingStore
 from hymirec.service.nearline import CoarseCache, Pending
+from hymirec.service.reports import WriterReport
 from hymirec.service.stages import RankerStage, Snapshot
 from hymirec.streaming import ConsumerStatus, HistoryConsumer, open_log
+from hymirec.telemetry import COARSE_REFRESH_SECONDS, Observe, timed, unobserved
 
 log = logging.getLogger(__name__)
 CACHED_USERS = 50_000
@@ -34,11 +36,12 @@ STEP_SECONDS = 0.01
 class Writer:
     """See `WriterStage`. Construct it inside a running event loop; `close` ends its thread and its task."""
 
-    def __init__(self, config: ServiceConfig, ranker: RankerStage) -> None:
-        self._ranker = ranker
+    def __init__(self, config: ServiceConfig, ranker: RankerStage, observe: Observe = unobserved) -> None:
+        self._ranker, self._observe = ranker, observe
         self._stage_seconds = config.limits.stage_timeout_seconds
         self._cache = CoarseCache(CACHED_USERS)
         self._pending = Pending(PENDING_USERS)
+        self._reports = WriterReport(observe)
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._bundle = ""
@@ -75,9 +78,12 @@ class Writer:
         history = await asyncio.to_thread(self._store.read, user)
         if not len(history):
             return
-        coarse = await ask(
-            "recommender", lambda: self._ranker.coarse(history.keys, history.ts, int(time.time())), self._stage_seconds
-        )
+        with timed(self._observe, COARSE_REFRESH_SECONDS):
+            coarse = await ask(
+                "recommender",
+                lambda: self._ranker.coarse(history.keys, history.ts, int(time.time())),
+                self._stage_seconds,
+            )
         self._cache.put(user, coarse, ticket)
         if coarse.bundle != self._bundle:
             if self._bundle:
@@ -107,6 +113,11 @@ class Writer:
     async def status(self) -> Sequence[ConsumerStatus]:
         """The consumer's own account."""
         return [self._consumer.status()]
+
+    def report(self) -> None:
+        """Tell the metrics how things stand; to be called every few seconds."""
+        self._reports.consumer(self._consumer.status())
+        self._reports.coarse(len(self._cache), len(self._pending), self._pending.forgotten)
 
     def check(self) -> None:
         """Raise StreamError when the consumer's thread has ended or is stuck, so that this replica is replaced."""

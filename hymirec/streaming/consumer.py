@@ -47,7 +47,8 @@ OnApplied = Callable[[Sequence[str]], None]
 class ConsumerStatus:
     """A snapshot. `ready` is false while anything in `problems` (a partition, "store", "log", "consumer") stands.
 
-    `positions` are next offsets, applied and readable; `lag` counts messages. `heartbeat` is in seconds since 1970.
+    `positions` are next offsets, applied and readable; `lag` counts messages. `heartbeat` is in seconds since 1970;
+    `taken` is when the log took the newest applied message, in milliseconds since then, where the log says so.
     `counts`: applied, duplicates, erased, suppressed, conflicts, unknown_action, future_ts, rejected_<reason>.
     """
 
@@ -57,6 +58,7 @@ class ConsumerStatus:
     topic_id: str = ""
     positions: dict[int, int] = field(default_factory=dict)
     lag: dict[int, int] = field(default_factory=dict)
+    taken: dict[int, int] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -122,6 +124,7 @@ class HistoryConsumer:
                 topic_id=self._topic_id,
                 positions=dict(s.positions),
                 lag=dict(s.lag),
+                taken=dict(s.taken),
                 problems=dict(s.problems),
                 counts=dict(self._counts),
             )
@@ -272,7 +275,7 @@ class HistoryConsumer:
     def _disown(self, assigned: Sequence[int]) -> None:
         """What is said of partitions that another writer has now is void."""
         with self._lock:
-            for told in (self._status.positions, self._status.lag):
+            for told in (self._status.positions, self._status.lag, self._status.taken):
                 for gone in set(told) - set(assigned):
                     del told[gone]
             for name in [name for name in self._status.problems if name.isdigit() and int(name) not in assigned]:
@@ -341,6 +344,8 @@ class HistoryConsumer:
         with self._lock:
             self._counts.update(counts)
             self._status.positions[partition] = next_offset
+            if messages[-1].log_ms:
+                self._status.taken[partition] = messages[-1].log_ms
             self._status.heartbeat = time.time()
         source.commit({partition: next_offset})
         if result.users:
