@@ -144,8 +144,8 @@ class CrashRun:
             process = PROCESSES.Process(target=write, args=(*arguments, control), daemon=True)
             process.start()
             theirs.close()
-            # Arrow's allocator has a thread in the fork server, so that about one child in a thousand hangs before its
-            # first line; it is no writer yet.
+            # On a busy machine a few children in a thousand hung before their first line (probably for a thread of
+            # Arrow's allocator in the fork server); such a child is no writer yet.
             if plan.any_time or self._until(lambda: bool(begun[0]), START_SECONDS):  # noqa: B023
                 return _Writer(process, mine)
             process.kill()
