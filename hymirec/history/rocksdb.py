@@ -93,14 +93,22 @@ class RocksDBStore(EmbeddedStore):
     def _reopen_after_failure(self) -> None:
         """After a failed write RocksDB refuses all writes, also when space is back, until it is opened again."""
         if self._failed:
-            self._db.close()
+            self._close()
             self._db = self._open()
             self._failed = False
 
     def close(self) -> None:
         """Flush and release the lock."""
         with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        try:
             self._db.close()
+        except Exception as e:
+            # After a failed write it fails once more. That batch was refused; all before it is in the write-ahead log.
+            if not self._failed:
+                raise self._trouble(e, "closed") from e
 
 
 def _damaged(error: Exception) -> bool:

@@ -6,9 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-import xxhash
-
-from hymirec.history.record import PAGE_RECORDS, Tombstone
+from hymirec.history.record import PAGE_RECORDS
 from hymirec.history.store import Entry, HistoryStore
 
 Row = tuple[int, int, int]
@@ -27,7 +25,8 @@ class Placed:
 class _User:
     rows: list[Row] = field(default_factory=list)
     event_hashes: list[int] = field(default_factory=list)
-    tombstone: Tombstone | None = None
+    # Where the erasure stood: topic id, partition, offset, log_ms.
+    erased: tuple[str, int, int, int] | None = None
 
 
 def fold(messages: Iterable[Placed], max_events: int, dedup_horizon: int) -> dict[str, list[Row]]:
@@ -36,15 +35,22 @@ def fold(messages: Iterable[Placed], max_events: int, dedup_horizon: int) -> dic
     horizon = min(dedup_horizon, max_events)
     for message in messages:
         entry, user = message.entry, users[message.entry.user_id]
-        place = (xxhash.xxh3_64_intdigest(message.topic_id.encode()), message.partition, entry.offset, entry.log_ms)
-        if user.tombstone is not None and user.tombstone.covers(*place):
+        place = (message.topic_id, message.partition, entry.offset, entry.log_ms)
+        if user.erased is not None and _not_newer(place, user.erased):
             continue
         if entry.key is None:
-            users[entry.user_id] = _User(tombstone=Tombstone(*place))
+            users[entry.user_id] = _User(erased=place)
         elif entry.event_hash not in user.event_hashes[-horizon:]:
             user.rows.append((entry.ts, entry.key, entry.action))
             user.event_hashes.append(entry.event_hash)
     return {name: _bounded(user.rows, max_events) for name, user in users.items()}
+
+
+def _not_newer(place: tuple[str, int, int, int], erased: tuple[str, int, int, int]) -> bool:
+    if place[:2] == erased[:2]:
+        return place[2] <= erased[2]
+    # Between partitions only the log's clock can tell, where it says anything.
+    return place[3] > 0 and place[3] < erased[3]
 
 
 def _bounded(rows: list[Row], max_events: int) -> list[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -240,6 +241,24 @@ def test_a_second_opener_of_rocksdb_is_told_that_there_is_one_writer(tmp_path: P
     store = open_store(config)
     with pytest.raises(StoreUnavailableError, match="one writer"):
         open_store(config)
+    store.close()
+
+
+def test_rocksdb_refuses_a_batch_that_the_disk_has_no_room_for_and_takes_it_later(tmp_path: Path) -> None:
+    store = open_store(HistoryConfig(store="rocksdb", path=str(tmp_path / "store"), sync=False))
+    store.apply(batch([event(0)], None, 1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    room = max(path.stat().st_size for path in (tmp_path / "store").glob("*.log")) + 10
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        for _ in range(2):
+            with pytest.raises(StoreUnavailableError):
+                store.apply(batch([event(1)], 1, 2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert store.positions(TOPIC)[0].offset == 1
+    store.apply(batch([event(1)], 1, 2))
+    assert store.read("u").count == 2
     store.close()
 
 
