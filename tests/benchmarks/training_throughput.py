@@ -208,7 +208,7 @@ def figures() -> Iterator[Figure]:
         name = f"{STEPS} steps of 16 sequences"
         yield compare_timed(f"{name}: fit against a plain loop", lambda: ours(run), lambda: plain(run), 0.95, ROUNDS)
         yield compare_timed(f"{name}: fit against HF Trainer", lambda: ours(run), lambda: trainer(run), 1.0, ROUNDS)
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         yield compare_timed(
             f"{name}: Ray Train and DeepSpeed against a plain loop",
             lambda: on_ray(run),
