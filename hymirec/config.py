@@ -417,7 +417,11 @@ class HistoryConfig(Config):
     url: str | None = Field(None, description="redis only: redis://host:port/db")
     shards: int = Field(64, ge=1, le=65_536, description="redis only: fixed number of user shards")
     max_events: int = Field(10_000, ge=1, description="a history keeps this many newest events")
+    max_age_days: int | None = Field(None, ge=1, description="a history keeps no event older than this; null: any age")
     dedup_horizon: int = Field(1_024, ge=1, description="newest event ids of a user that are remembered")
+    cached_events: int = Field(
+        1_000_000, ge=0, description="not redis: event ids that the writer holds in memory, about 100 bytes each"
+    )
     sync: bool = Field(True, description="rocksdb only: fsync every batch")
 
     @model_validator(mode="after")

@@ -8,8 +8,9 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 
 from hymirec.config import HistoryConfig
+from hymirec.history.append import Appender
 from hymirec.history.pages import (
-    Appender,
+    Bounds,
     Changes,
     empty_history,
     head_key,
@@ -36,9 +37,9 @@ class EmbeddedStore:
     """
 
     def __init__(self, config: HistoryConfig) -> None:
-        self._config = config
         self._lock = threading.RLock()
-        self._appender = Appender(self._get_many, config.max_events, config.dedup_horizon)
+        self._bounds = Bounds.of(config)
+        self._appender = Appender(self._get_many, self._bounds, config.cached_events)
 
     @abstractmethod
     def _get_many(self, keys: Sequence[bytes]) -> Sequence[bytes | None]: ...
@@ -68,9 +69,13 @@ class EmbeddedStore:
             check_topic(batch, stored)
             check_expected(batch, stored)
             changes = Changes()
-            result = self._appender.apply(batch, batch.entries, changes)
-            changes.put(key, pack_position(Position(batch.topic_id, batch.next_offset)))
-            self._commit(changes)
+            try:
+                result = self._appender.apply(batch, batch.entries, changes)
+                changes.put(key, pack_position(Position(batch.topic_id, batch.next_offset)))
+                self._commit(changes)
+            except BaseException:
+                self._appender.forget()
+                raise
         return result
 
     def reset_position(self, topic: str, partition: int, position: Position | None) -> None:
@@ -91,7 +96,7 @@ class EmbeddedStore:
             if value is None:
                 return empty_history()
             pages = self._get_many(page_keys(user_id, Head.unpack(value, f"head of user {user_id!r}")))
-        return history_of(user_id, pages, self._config.max_events, limit)
+        return history_of(user_id, pages, self._bounds, limit)
 
     def users(self) -> Iterator[str]:
         """See `RawStore.users`."""
@@ -110,6 +115,7 @@ class EmbeddedStore:
     def restore(self, user_id: str, values: Mapping[bytes, bytes]) -> None:
         """See `RawStore.restore`."""
         with self._lock:
+            self._appender.forget()
             self._commit(Changes(dict(values), set(self.dump(user_id)) - set(values)))
 
     def tombstones(self) -> Iterator[tuple[bytes, bytes]]:
@@ -119,4 +125,5 @@ class EmbeddedStore:
     def bury(self, tombstones: Mapping[bytes, bytes]) -> None:
         """See `RawStore.bury`."""
         with self._lock:
+            self._appender.forget()
             self._commit(Changes(dict(tombstones)))

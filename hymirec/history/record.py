@@ -8,6 +8,8 @@ ends with the XXH3-64 of what is before it, so a flipped bit is an error and nev
 from __future__ import annotations
 
 import struct
+import sys
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,13 +20,22 @@ from numpy.typing import NDArray
 from hymirec.errors import StoreDamagedError, UnsupportedFormatError
 
 VERSION = 1
+_VERSION = bytes([VERSION])
 PAGE_RECORDS = 64
 RECORD = np.dtype([("key", "<u8"), ("ts", "<u4"), ("action", "u1")])
 RECORD_COLUMNS = ("key", "ts", "action")
 EVENT_HASH = np.dtype("<u8")
 CHECKSUM_BYTES = 8
+_FULL_PAGE = np.dtype(
+    [
+        ("version", "u1"),
+        *((name, RECORD[name], (PAGE_RECORDS,)) for name in RECORD_COLUMNS),
+        ("checksum", "u1", (CHECKSUM_BYTES,)),
+    ]
+)
 
 Records = NDArray[np.void]
+Columns = tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.uint8]]
 
 
 @dataclass
@@ -82,7 +93,7 @@ class Tombstone:
 
 def seal(body: bytes) -> bytes:
     """Put the version in front and the checksum behind."""
-    value = bytes([VERSION]) + body
+    value = _VERSION + body
     return value + xxhash.xxh3_64_digest(value)
 
 
@@ -106,23 +117,61 @@ def pack_records(records: Records) -> bytes:
     return seal(b"".join(records[column].tobytes() for column in RECORD_COLUMNS))
 
 
-def unpack_records(value: bytes, name: str) -> Records:
-    """Read a page of records. Raises StoreDamagedError or UnsupportedFormatError."""
+def _columns(value: bytes, name: str) -> Columns:
     body = unseal(value, name)
     count, rest = divmod(len(body), RECORD.itemsize)
     if rest:
         raise StoreDamagedError(f"{name}: {len(body)} bytes are no multiple of {RECORD.itemsize}")
-    records, start = np.empty(count, RECORD), 0
-    for column in RECORD_COLUMNS:
-        dtype = RECORD[column]
-        records[column] = np.frombuffer(body, dtype, count, start)
-        start += count * dtype.itemsize
+    return (
+        np.frombuffer(body, RECORD["key"], count),
+        np.frombuffer(body, RECORD["ts"], count, 8 * count),
+        np.frombuffer(body, RECORD["action"], count, 12 * count),
+    )
+
+
+def unpack_records(value: bytes, name: str) -> Records:
+    """Read a page of records. Raises StoreDamagedError or UnsupportedFormatError."""
+    columns = _columns(value, name)
+    records = np.empty(len(columns[0]), RECORD)
+    for column, values in zip(RECORD_COLUMNS, columns, strict=True):
+        records[column] = values
     return records
+
+
+def pack_columns(keys: array[int], times: array[int], actions: bytearray) -> bytes:
+    """A page of records, given as columns (typecodes Q and I), as a value."""
+    return seal(b"".join((_little(keys), _little(times), actions)))
+
+
+def _little(column: array[int]) -> bytes:
+    if sys.byteorder == "big":
+        column = array(column.typecode, column)
+        column.byteswap()
+    return column.tobytes()
+
+
+def unpack_pages(values: Sequence[bytes], name: str) -> Columns:
+    """Keys, times and actions of pages, one behind the other, each (n,): many full pages at the price of one.
+
+    Raises StoreDamagedError or UnsupportedFormatError.
+    """
+    size, digest = _FULL_PAGE.itemsize, xxhash.xxh3_64_digest
+    if len(values) == 1 or {len(value) for value in values[:-1]} != {size}:
+        parts = [_columns(value, name) for value in values]
+    else:
+        for value in values[:-1]:
+            if value[0] != VERSION or digest(value[:-CHECKSUM_BYTES]) != value[-CHECKSUM_BYTES:]:
+                unseal(value, name)
+        pages = np.frombuffer(b"".join(values[:-1]), _FULL_PAGE)
+        full = (pages["key"].reshape(-1), pages["ts"].reshape(-1), pages["action"].reshape(-1))
+        parts = [full, _columns(values[-1], name)]
+    keys, times, actions = zip(*parts, strict=True)
+    return np.concatenate(keys), np.concatenate(times), np.concatenate(actions)
 
 
 def pack_hashes(hashes: Sequence[int]) -> bytes:
     """Hashes of event ids as a value."""
-    return seal(np.array(hashes, EVENT_HASH).tobytes())
+    return seal(_little(hashes if isinstance(hashes, array) else array("Q", hashes)))
 
 
 def unpack_hashes(value: bytes, name: str) -> list[int]:

@@ -20,8 +20,9 @@ import redis
 
 from hymirec.config import HistoryConfig
 from hymirec.errors import PositionConflictError, StoreUnavailableError
+from hymirec.history.append import Appender
 from hymirec.history.pages import (
-    Appender,
+    Bounds,
     Changes,
     empty_history,
     head_key,
@@ -48,6 +49,7 @@ class RedisStore(RedisKeys):
 
     def __init__(self, config: HistoryConfig) -> None:
         super().__init__(config)
+        self._bounds = Bounds.of(config)
         self._known: dict[Place, list[Position | None]] = {}
         self._next: dict[Place, Position | None] = {}
 
@@ -142,7 +144,7 @@ class RedisStore(RedisKeys):
             return values
 
         changes = Changes()
-        appender = Appender(get_many, self._config.max_events, self._config.dedup_horizon)
+        appender = Appender(get_many, self._bounds)
         return changes, appender.apply(batch, entries, changes)
 
     def _fence(self, batch: PartitionBatch, shard: int, known: Position | None, value: bytes | None) -> None:
@@ -199,7 +201,7 @@ class RedisStore(RedisKeys):
                 keys = [tag + key for key in page_keys(user_id, Head.unpack(value, f"head of user {user_id!r}"))]
                 now, pages = self._redis.pipeline(transaction=True).get(name).mget(keys).execute()
                 if now == value:
-                    return history_of(user_id, pages, self._config.max_events, limit)
+                    return history_of(user_id, pages, self._bounds, limit)
         raise StoreUnavailableError(f"the history of user {user_id!r} changed {ATTEMPTS} times while it was read")
 
 

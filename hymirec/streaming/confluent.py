@@ -213,13 +213,14 @@ class _Source:
 
 def _message(message: Any) -> Message:
     kind, log_ms = message.timestamp()
+    headers = message.headers()
     return Message(
-        int(message.partition()),
-        int(message.offset()),
+        message.partition(),
+        message.offset(),
         message.key(),
         message.value(),
-        int(log_ms) if kind != TIMESTAMP_NOT_AVAILABLE else 0,
-        tuple((name, value or b"") for name, value in message.headers() or ()),
+        log_ms if kind != TIMESTAMP_NOT_AVAILABLE else 0,
+        tuple((name, value or b"") for name, value in headers) if headers else (),
     )
 
 

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from hymirec.config import StreamConfig
 from hymirec.errors import (
     CodecMissingError,
-    EventError,
     HyMiRecError,
     LogDamagedError,
     PositionConflictError,
@@ -31,7 +30,7 @@ from hymirec.errors import (
     UnsupportedFormatError,
 )
 from hymirec.history import Entry, HistoryStore, PartitionBatch
-from hymirec.streaming.decode import decode
+from hymirec.streaming.decode import decode_all
 from hymirec.streaming.source import DeadLetters, EventLog, EventSource, Message
 
 log = logging.getLogger(__name__)
@@ -321,7 +320,8 @@ class HistoryConsumer:
         start = self._sought.pop(partition, None)
         if start is not None and self._hole(partition, start, messages[0].offset):
             return
-        messages = [m for m in messages if expected is None or m.offset >= expected]
+        if expected is not None and messages[0].offset < expected:
+            messages = [m for m in messages if m.offset >= expected]
         if not messages:
             return
         entries, counts = self._decode(messages)
@@ -365,18 +365,11 @@ class HistoryConsumer:
 
     def _decode(self, messages: Sequence[Message]) -> tuple[list[Entry], Counter[str]]:
         """Entries of a batch; what cannot be used is stored as a dead letter before this returns."""
-        entries: list[Entry] = []
-        counts: Counter[str] = Counter()
-        for message in messages:
-            try:
-                entry, notes = decode(message.value, message.offset, message.log_ms)
-            except EventError as e:
-                self._letters = self._letters or self._log.dead_letters()
-                self._letters.send(message, e.reason, str(e))
-                counts[f"rejected_{e.reason}"] += 1
-                continue
-            entries.append(entry)
-            counts.update(notes)
+        entries, counts, rejected = decode_all(messages)
+        for message, error in rejected:
+            self._letters = self._letters or self._log.dead_letters()
+            self._letters.send(message, error.reason, str(error))
+            counts[f"rejected_{error.reason}"] += 1
         return entries, counts
 
     def _measure(self, source: EventSource) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -12,9 +14,11 @@ from hymirec.catalog.keys import item_key
 from hymirec.catalog.schemas import MAX_TS
 from hymirec.errors import EventError
 from hymirec.history import Entry
+from hymirec.streaming.source import Message
 
 MAX_BYTES = 16_384
 MAX_ID_BYTES = 512
+_OPEN, _CLOSE = b"{}"
 # Clocks of clients run ahead by this much at most; what is beyond counts as the time at which the log took the message.
 FUTURE_SECONDS = 300
 
@@ -37,6 +41,16 @@ class _Message(msgspec.Struct):
     type: str = "event"
 
 
+class DecodedBatch(NamedTuple):
+    """Entries in order of the log, how often each thing was put right, and what cannot be used, with the reason."""
+
+    entries: list[Entry]
+    notes: Counter[str]
+    rejected: list[tuple[Message, EventError]]
+
+
+# Messages decoded at once: one bad message costs so many others a decoding of their own.
+AT_ONCE = 256
 _decoder = msgspec.json.Decoder(_Message)
 
 
@@ -69,6 +83,66 @@ def decode(value: bytes | None, offset: int, log_ms: int = 0) -> Decoded:
     event_hash = xxhash.xxh3_64_intdigest(event_id.encode())
     entry = Entry(offset, user_id, item_key(item_id), ts, OTHER if action is None else action, event_hash, log_ms)
     return Decoded(entry, tuple(notes))
+
+
+def decode_all(messages: Sequence[Message]) -> DecodedBatch:
+    """Decode messages, each to what `decode` makes of it, many at a time."""
+    entries: list[Entry] = []
+    notes: Counter[str] = Counter()
+    rejected: list[tuple[Message, EventError]] = []
+    digest, append = xxhash.xxh3_64_intdigest, entries.append
+    for start in range(0, len(messages), AT_ONCE):
+        part = messages[start : start + AT_ONCE]
+        lines: Sequence[_Message | None] = _lines(part) or [None] * len(part)
+        for message, raw in zip(part, lines, strict=True):
+            if raw is not None and raw.type == "event":
+                user, item, event, ts = raw.user_id, raw.item_id, raw.event_id, raw.ts
+                action, log_ms = ACTIONS.get(raw.action or "view"), message[4]
+                # What nearly all are like; of others `decode` says what is to be said.
+                if (
+                    action is not None
+                    and type(user) is type(item) is type(event) is str
+                    and user.isascii()
+                    and 0 < len(user) <= MAX_ID_BYTES
+                    and item.isascii()
+                    and 0 < len(item) <= MAX_ID_BYTES
+                    and event.isascii()
+                    and 0 < len(event) <= MAX_ID_BYTES
+                    and ts is not None
+                    and 0 <= ts <= MAX_TS
+                    and (not log_ms or ts <= log_ms // 1000 + FUTURE_SECONDS)
+                ):
+                    key, event_hash = digest(item.encode()), digest(event.encode())
+                    append(Entry(message[1], user, key, ts, action, event_hash, log_ms))
+                    continue
+            try:
+                entry, put_right = decode(message.value, message.offset, message.log_ms)
+            except EventError as e:
+                rejected.append((message, e))
+                continue
+            append(entry)
+            notes.update(put_right)
+    return DecodedBatch(entries, notes, rejected)
+
+
+def _lines(messages: Sequence[Message]) -> list[_Message] | None:
+    """The messages as one text of one line each; None when they must be decoded one by one.
+
+    A text that begins with a brace, ends with one and holds no line break cannot run into the next line: nothing that
+    ends so may be followed by a brace within one value. One line may still be several values, which the count tells.
+    """
+    values = [message[3] for message in messages]
+    for value in values:
+        if not value or value[0] != _OPEN or value[-1] != _CLOSE or len(value) > MAX_BYTES:
+            return None
+    text = b"\n".join(values)  # type: ignore[arg-type]
+    if text.count(b"\n") != len(values) - 1:
+        return None
+    try:
+        found = _decoder.decode_lines(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return found if len(found) == len(values) else None
 
 
 def _time(ts: int | None, log_seconds: int, notes: list[str]) -> int:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import xxhash
 
@@ -18,8 +17,7 @@ RECENT_SECONDS = 20.0
 Letter = tuple[bytes, bytes, bytes, int]
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """One message of a partition. `log_ms`: when the log took it, milliseconds since 1970; 0 when it does not say."""
 
     partition: int

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import zlib
 from collections import Counter
@@ -18,15 +19,18 @@ import xxhash
 
 import hymirec.history.embedded
 import hymirec.history.redis
-import hymirec.streaming.consumer
 import hymirec.streaming.filelog
 from hymirec.errors import EventError
 from hymirec.history import Entry
-from hymirec.history.pages import Appender, Changes
+from hymirec.history.append import Appender
+from hymirec.history.pages import Changes
 from hymirec.history.redis import RedisStore
 from hymirec.history.rocksdb import RocksDBStore
 from hymirec.streaming import HistoryConsumer
 from hymirec.streaming.letters import LetterFile
+
+# Under this name the package has the function.
+decoding = importlib.import_module("hymirec.streaming.decode")
 
 
 @dataclass(frozen=True)
@@ -71,16 +75,16 @@ def _no_topic_id() -> None:
 def _no_dedup() -> None:
     append = Appender._append
 
-    def forgetful(self: Appender, user: Any, key: int, entry: Entry) -> None:
-        append(self, user, key, entry)
-        user.seen.discard(entry.event_hash)
+    def forgetful(self: Appender, user_id: str, user: Any, entries: Sequence[Entry]) -> None:
+        append(self, user_id, user, entries)
+        user.seen.clear()
 
     Appender._append = forgetful  # type: ignore[method-assign]
 
 
 def _swallowed_decode_error() -> None:
     """Events whose user id is a JSON number are dropped as if they were poison, and nobody is told of either."""
-    decode = hymirec.streaming.consumer.decode
+    decode = decoding.decode
 
     def careless(self: HistoryConsumer, messages: Sequence[Any]) -> tuple[list[Entry], Counter[str]]:
         entries = []
@@ -97,7 +101,7 @@ def _swallowed_decode_error() -> None:
 
 def _good_event_rejected() -> None:
     """An event whose user id is a JSON number becomes a dead letter."""
-    decode = hymirec.streaming.consumer.decode
+    decode = decoding.decode
 
     def strict(value: bytes, offset: int, log_ms: int) -> Any:
         decoded = decode(value, offset, log_ms)
@@ -105,7 +109,7 @@ def _good_event_rejected() -> None:
             raise EventError("bad_id", "not a string")
         return decoded
 
-    hymirec.streaming.consumer.decode = strict  # type: ignore[attr-defined]
+    decoding.decode = strict  # type: ignore[attr-defined]
 
 
 def _unsynced_batch() -> None:
@@ -149,9 +153,10 @@ def _position_one_too_far() -> None:
 def _late_event_dropped() -> None:
     append = Appender._append
 
-    def impatient(self: Appender, user: Any, key: int, entry: Entry) -> None:
-        if not user.rows or entry.ts >= user.rows[-1][1] - 1_000:
-            append(self, user, key, entry)
+    def impatient(self: Appender, user_id: str, user: Any, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if not user.page.times or entry.ts >= user.page.times[-1] - 1_000:
+                append(self, user_id, user, [entry])
 
     Appender._append = impatient  # type: ignore[method-assign]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from hymirec.errors import (
     UnsupportedFormatError,
 )
 from hymirec.history import Entry, PartitionBatch, Position, RawStore, open_store
+from hymirec.history.memory import MemoryStore
+from hymirec.history.pages import Changes
 from hymirec.history.record import seal, unseal
 
 Opener = Callable[..., RawStore]
@@ -120,6 +123,49 @@ def test_a_history_is_bounded(opener: Opener) -> None:
     for start in range(0, 1000, 50):
         store.apply(batch([event(i, key=i, ts=i) for i in range(start, start + 50)], start or None, start + 50))
     assert store.read("u").keys.tolist() == list(range(900, 1000))
+
+
+def test_no_event_is_read_that_is_older_than_the_bound_and_whole_pages_of_them_leave_the_store(opener: Opener) -> None:
+    store, day = opener(max_age_days=30), 86_400
+    now = int(time.time())
+    old = [Entry(i, "u", i, now - 90 * day + i, 2, i, (now - 90 * day) * 1000) for i in range(200)]
+    store.apply(batch(old, None, 200))
+    assert (store.read("u").count, len(store.dump("u"))) == (0, 9)
+    young = [Entry(i, "u", i, now - 40 * day + (i - 200) * day // 5, 2, i, now * 1000) for i in range(200, 300)]
+    for entry in young:
+        store.apply(batch([entry], entry.offset, entry.offset + 1))
+    history = store.read("u")
+    assert history.keys.tolist() == [i for i in range(200, 300) if young[i - 200].ts >= now - 30 * day]
+    assert history.count == len(history)
+    assert store.read("u", 3).keys.tolist() == [297, 298, 299]
+    # Of five pages two went when the fifth was begun; the third would go with the sixth.
+    assert len(store.dump("u")) == 1 + 2 * 3
+    assert opener(max_age_days=30).read("u").count == history.count
+
+
+def test_appending_reads_and_writes_as_much_to_a_long_history_as_to_a_short_one() -> None:
+    touched: dict[int, int] = {}
+    for length in (100, 10_000):
+        store = MemoryStore(HistoryConfig(store="memory", max_age_days=9, cached_events=0))
+        day = [int(time.time()) - i % 2 for i in range(length + 200)]
+        store.apply(batch([event(i, key=i, ts=day[i]) for i in range(length)], None, length))
+        read, commit, sizes = store._get_many, store._commit, [0]
+
+        def counting(keys: Sequence[bytes], read: Any = read, sizes: list[int] = sizes) -> Sequence[bytes | None]:
+            values = read(keys)
+            sizes[0] += sum(len(value or b"") for value in values)
+            return values  # type: ignore[no-any-return]
+
+        def writing(changes: Changes, commit: Any = commit, sizes: list[int] = sizes) -> None:
+            sizes[0] += sum(map(len, changes.puts.values()))
+            commit(changes)
+
+        store._appender._get_many, store._commit = counting, writing  # type: ignore[method-assign]
+        for i in range(length, length + 192):
+            store.apply(batch([event(i, ts=day[i])], i, i + 1))
+        touched[length] = sizes[0]
+    # The shorter one has fewer event ids than the horizon at first.
+    assert touched[10_000] < 8 * touched[100]
 
 
 def test_erasure_is_at_once_and_what_comes_later_starts_afresh(opener: Opener) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import redis
@@ -37,14 +38,16 @@ from hymirec.history.verify import Placed, fold
 RUNS = int(os.environ.get("HYMIREC_MACHINE_RUNS", "12"))
 STEPS = 30
 TOPIC, PARTITIONS, USERS = "events", 3, 4
+DAY, BEGIN = 86_400, 20_000
 PARTITION, USER = st.integers(0, PARTITIONS - 1), st.integers(0, USERS - 1)
 Snapshot = tuple[dict[int, Position], int]
+Bounds = dict[str, int | None]
 
 
 class Memory:
     """Nothing outlives a crash."""
 
-    def __init__(self, bounds: dict[str, int]) -> None:
+    def __init__(self, bounds: Bounds) -> None:
         self.config = HistoryConfig(store="memory", **bounds)  # type: ignore[arg-type]
         self.store: RawStore = open_store(self.config)
 
@@ -65,12 +68,12 @@ class Memory:
 class RocksDB(Memory):
     """A crash is a copy of the directory as it lies there, its newest write-ahead log cut short."""
 
-    def __init__(self, bounds: dict[str, int]) -> None:
+    def __init__(self, bounds: Bounds) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="store-machine-"))
         self.lives = 0
         self._open(bounds)
 
-    def _open(self, bounds: dict[str, int]) -> None:
+    def _open(self, bounds: Bounds) -> None:
         self.path = self.root / str(self.lives)
         self.config = HistoryConfig(store="rocksdb", path=str(self.path), sync=False, **bounds)  # type: ignore[arg-type]
         self.store = open_store(self.config)
@@ -84,7 +87,7 @@ class RocksDB(Memory):
         shutil.rmtree(self.path)
         newest = max(after.glob("*.log"), key=lambda path: path.name)
         os.truncate(newest, max(0, newest.stat().st_size - cut))
-        self._open({"max_events": self.config.max_events, "dedup_horizon": self.config.dedup_horizon})
+        self._open(self.config.model_dump(include={"max_events", "dedup_horizon", "max_age_days", "cached_events"}))
 
     def _copied(self, target: Path) -> bool:
         """Copy the directory; False when a compaction in the background changed it meanwhile: no crash sees that."""
@@ -118,7 +121,7 @@ class RocksDB(Memory):
 class Redis(Memory):
     """A crash loses what the client knows; the server stays."""
 
-    def __init__(self, bounds: dict[str, int], url: str) -> None:
+    def __init__(self, bounds: Bounds, url: str) -> None:
         self._client: Any = redis.Redis.from_url(url)
         self._client.flushall()
         self.config = HistoryConfig(store="redis", url=url, shards=3, **bounds)  # type: ignore[arg-type]
@@ -148,14 +151,20 @@ class CrashError(Exception):
 class StoreMachine(RuleBasedStateMachine):
     """A log of three partitions, its one reader, and what the store must hold."""
 
-    backend_of: Callable[[dict[str, int]], Memory]
+    backend_of: Callable[[Bounds], Memory]
 
-    @initialize(max_events=st.integers(1, 200), horizon=st.integers(1, 8) | st.integers(1, 150))
-    def begin(self, max_events: int, horizon: int) -> None:
+    @initialize(
+        max_events=st.integers(1, 200),
+        horizon=st.integers(1, 8) | st.integers(1, 150),
+        max_age=st.none() | st.integers(1, 60),
+        cached=st.sampled_from([0, 1, 50, 1_000_000]),
+    )
+    def begin(self, max_events: int, horizon: int, max_age: int | None, cached: int) -> None:
         """Bounds are small, so that they are met."""
-        self.bounds = {"max_events": max_events, "dedup_horizon": horizon}
-        self.backend = type(self).backend_of(self.bounds)
-        self.topic_id, self.clock, self.events = "id-0", 1_000, 0
+        bounds = {"max_events": max_events, "dedup_horizon": horizon}
+        self.backend = type(self).backend_of({**bounds, "max_age_days": max_age, "cached_events": cached})
+        self.bounds = {**bounds, "max_age": None if max_age is None else max_age * DAY}
+        self.topic_id, self.clock, self.events, self.day = "id-0", 1_000, 0, BEGIN + 100
         # None: poison, which takes an offset and gives no entry.
         self.log: list[list[Entry | None]] = [[] for _ in range(PARTITIONS)]
         self.at: dict[int, Position] = {}
@@ -173,13 +182,13 @@ class StoreMachine(RuleBasedStateMachine):
     def _add(self, partition: int, user: int, **values: int) -> None:
         self.clock += 1
         log = self.log[partition]
-        log.append(Entry(len(log), f"u{user}", log_ms=self.clock, **values))
+        log.append(Entry(len(log), f"u{user}", log_ms=self.day * DAY * 1000 + self.clock, **values))
 
     @rule(
         partition=PARTITION,
         users=st.lists(USER, min_size=1, max_size=4),
         count=st.integers(1, 90),
-        ts=st.integers(0, 50),
+        ts=st.integers(0, 150),
         step=st.integers(-1, 1),
     )
     def produce(self, partition: int, users: list[int], count: int, ts: int, step: int) -> None:
@@ -218,6 +227,11 @@ class StoreMachine(RuleBasedStateMachine):
     def clock_back(self) -> None:
         """The log's clock is set back."""
         self.clock = max(0, self.clock - 500)
+
+    @rule(days=st.integers(1, 40))
+    def days_pass(self, days: int) -> None:
+        """Events grow old."""
+        self.day += days
 
     def _batch(self, partition: int, most: int) -> PartitionBatch:
         position = self.at.get(partition)
@@ -355,11 +369,13 @@ class StoreMachine(RuleBasedStateMachine):
         self.snapshots.append((dict(self.at), len(self.placed)))
 
     def _holds(self, placed: list[Placed]) -> bool:
-        expected = fold(placed, **self.bounds)
+        now = self.day * DAY
+        expected = fold(placed, **self.bounds, now=now)  # type: ignore[arg-type]
         for user in range(USERS):
             rows = expected.get(f"u{user}", [])
             for limit in (None, 5):
-                found = self.store.read(f"u{user}", limit)
+                with mock.patch("time.time", return_value=now):
+                    found = self.store.read(f"u{user}", limit)
                 got = list(zip(found.ts.tolist(), found.keys.tolist(), found.actions.tolist(), strict=True))
                 if (got, found.count) != (rows if limit is None else rows[-limit:], len(rows)):
                     return False

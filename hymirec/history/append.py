@@ -1,0 +1,289 @@
+"""How a batch becomes pages.
+
+Appending touches the head and the last page only, so it costs the same for any length of history. Late events are
+appended like others and sorted when read. Of a long history whole old pages go, when a new page is begun: those before
+the last `max_events` appended; and of the oldest that are left up to two whose every event is too old by the log's
+clock. Reads keep the bounds to the event. Everything is a function of the sequence of entries alone, however it is cut
+into batches.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import xxhash
+
+from hymirec.history.pages import (
+    Bounds,
+    Changes,
+    GetMany,
+    head_key,
+    page_key,
+    page_keys,
+    page_missing,
+    tombstone_key,
+)
+from hymirec.history.record import (
+    PAGE_RECORDS,
+    RECORD_COLUMNS,
+    Head,
+    Tombstone,
+    pack_columns,
+    pack_hashes,
+    unpack_hashes,
+    unpack_records,
+)
+from hymirec.history.store import ApplyResult, Entry, PartitionBatch
+
+# Old pages looked at when a page is begun: two, so that a history of old pages shrinks.
+EXPIRED_AT_ONCE = 2
+
+
+@dataclass(slots=True)
+class Page:
+    """A page of records, columns, and the hashes of their event ids."""
+
+    keys: array[int] = field(default_factory=lambda: array("Q"))
+    times: array[int] = field(default_factory=lambda: array("I"))
+    actions: bytearray = field(default_factory=bytearray)
+    hashes: array[int] = field(default_factory=lambda: array("Q"))
+
+    def extend(self, entries: Sequence[Entry]) -> None:
+        """Append the records of events."""
+        if len(entries) == 1:
+            _, _, key, ts, action, event_hash, _ = entries[0]
+            self.keys.append(key)  # type: ignore[arg-type]
+            self.times.append(ts)
+            self.actions.append(action)
+            self.hashes.append(event_hash)
+            return
+        _, _, keys, times, actions, hashes, _ = zip(*entries, strict=True)
+        self.keys.extend(keys)
+        self.times.extend(times)
+        self.actions.extend(actions)
+        self.hashes.extend(hashes)
+
+
+@dataclass(slots=True)
+class User:
+    """A user while events are appended: the last page, and the event ids of the horizon."""
+
+    head: Head = field(default_factory=Head)
+    page: Page = field(default_factory=Page)
+    recent: deque[int] = field(default_factory=deque)
+    seen: set[int] = field(default_factory=set)
+    tombstone: Tombstone | None = None
+    dirty: dict[int, Page] = field(default_factory=dict)
+    # As the head in the store has it.
+    stored_first: int = 0
+
+
+class Appender:
+    """Turns the entries of one batch into changes, reading what it needs through `get_many`.
+
+    Where this is the only writer it may hold on to users (`cached_events` of their event ids at most); whoever changes
+    the store in another way, or fails to commit what came of `apply`, must call `forget`.
+    """
+
+    def __init__(self, get_many: GetMany, bounds: Bounds, cached_events: int = 0) -> None:
+        self._get_many, self._bounds = get_many, bounds
+        self._cached_events, self._held = cached_events, 0
+        self._cache: OrderedDict[str, User] = OrderedDict()
+
+    def forget(self) -> None:
+        """Believe nothing that was read or made before."""
+        self._cache.clear()
+        self._held = 0
+
+    def apply(self, batch: PartitionBatch, entries: Iterable[Entry], changes: Changes) -> ApplyResult:
+        """Add the writes of the entries (some or all of the batch's), in their order, to `changes`."""
+        by_user: dict[str, list[Entry]] = {}
+        for entry in entries:
+            mine = by_user.get(entry[1])
+            if mine is None:
+                by_user[entry[1]] = [entry]
+            else:
+                mine.append(entry)
+        result = ApplyResult(users=list(by_user))
+        users = self._load(result.users)
+        topic_hash = xxhash.xxh3_64_intdigest(batch.topic_id.encode())
+        for user_id, mine in by_user.items():
+            user = users[user_id]
+            if user.tombstone is None and self._all_new(user, mine):
+                self._append(user_id, user, mine)
+                result.applied += len(mine)
+            else:
+                self._one_by_one(user_id, user, mine, (topic_hash, batch.partition), result, changes)
+            self._write(user_id, user, changes)
+        self._hold(users)
+        return result
+
+    @staticmethod
+    def _all_new(user: User, entries: Sequence[Entry]) -> bool:
+        """Whether all are events that were not seen: then they are appended at once."""
+        if len(entries) == 1:
+            return entries[0].key is not None and entries[0].event_hash not in user.seen
+        hashes = {entry[5] for entry in entries}
+        return len(hashes) == len(entries) and user.seen.isdisjoint(hashes) and all(e[2] is not None for e in entries)
+
+    def _one_by_one(
+        self,
+        user_id: str,
+        user: User,
+        entries: Sequence[Entry],
+        place: tuple[int, int],
+        result: ApplyResult,
+        changes: Changes,
+    ) -> None:
+        for entry in entries:
+            stone = (*place, entry.offset, entry.log_ms)
+            if user.tombstone is not None and user.tombstone.covers(*stone):
+                result.suppressed += 1
+            elif entry.key is None:
+                self._erase(user_id, user, changes)
+                user.tombstone = Tombstone(*stone)
+                changes.put(tombstone_key(user_id), user.tombstone.pack())
+                result.erased += 1
+            elif entry.event_hash in user.seen:
+                result.duplicates += 1
+            else:
+                self._append(user_id, user, (entry,))
+                result.applied += 1
+
+    def _append(self, user_id: str, user: User, entries: Sequence[Entry]) -> None:
+        """Append events that are all new."""
+        head, done = user.head, 0
+        while done < len(entries):
+            room = PAGE_RECORDS - len(user.page.keys)
+            if room == 0:
+                self._turn(user_id, user, entries[done])
+                room = PAGE_RECORDS
+            part = entries if done == 0 and len(entries) <= room else entries[done : done + room]
+            user.page.extend(part)
+            user.dirty[head.last_page] = user.page
+            hashes = user.page.hashes[-len(part) :]
+            user.recent.extend(hashes)
+            user.seen.update(hashes)
+            self._shorten(user, self._bounds.horizon)
+            head.total += len(part)
+            done += len(part)
+
+    @staticmethod
+    def _shorten(user: User, most: int) -> None:
+        recent, seen = user.recent, user.seen
+        while len(recent) > most:
+            seen.discard(recent.popleft())
+
+    def _turn(self, user_id: str, user: User, entry: Entry) -> None:
+        """Begin a page, and let old ones go."""
+        head = user.head
+        head.last_page += 1
+        user.page = Page()
+        head.first_page = max(head.first_page, head.last_page - self._bounds.keep_pages + 1)
+        # Where the log tells no time, the event does.
+        oldest = self._bounds.oldest(entry.log_ms // 1000 or entry.ts)
+        if oldest is not None:
+            for _ in range(EXPIRED_AT_ONCE):
+                if head.first_page == head.last_page or self._newest(user_id, user) >= oldest:
+                    break
+                head.first_page += 1
+            self._shorten(user, head.total - head.first_page * PAGE_RECORDS)
+
+    def _newest(self, user_id: str, user: User) -> int:
+        """Newest time on the first page."""
+        first = user.head.first_page
+        if first in user.dirty:
+            return max(user.dirty[first].times)
+        (value,) = self._get_many([page_key(b"h", user_id, first)])
+        if value is None:
+            raise page_missing(user_id)
+        return int(unpack_records(value, f"page of user {user_id!r}")["ts"].max())
+
+    def _erase(self, user_id: str, user: User, changes: Changes) -> None:
+        changes.delete(head_key(user_id))
+        stored = Head(user.stored_first, user.head.last_page)
+        for kind in (b"h", b"d"):
+            for key in page_keys(user_id, stored, kind):
+                changes.delete(key)
+        user.head, user.page, user.dirty, user.stored_first = Head(), Page(), {}, 0
+        user.recent.clear()
+        user.seen.clear()
+
+    def _write(self, user_id: str, user: User, changes: Changes) -> None:
+        if not user.dirty:
+            return
+        head, dirty = user.head, user.dirty
+        for page, content in dirty.items():
+            if page >= head.first_page:
+                changes.put(page_key(b"h", user_id, page), pack_columns(content.keys, content.times, content.actions))
+                changes.put(page_key(b"d", user_id, page), pack_hashes(content.hashes))
+        for page in range(user.stored_first, head.first_page):
+            changes.delete(page_key(b"h", user_id, page))
+            changes.delete(page_key(b"d", user_id, page))
+        pages = self._bounds.hash_pages
+        for page in range(max(0, min(dirty) - pages), head.last_page - pages + 1):
+            changes.delete(page_key(b"d", user_id, page))
+        changes.put(head_key(user_id), head.pack())
+        user.dirty, user.stored_first = {}, head.first_page
+
+    def _hold(self, users: dict[str, User]) -> None:
+        """Keep what was used last, as far as there is room."""
+        if not self._cached_events:
+            return
+        for user_id, user in users.items():
+            self._cache[user_id] = user
+            self._held += len(user.recent) + 1
+        while self._held > self._cached_events:
+            _, user = self._cache.popitem(last=False)
+            self._held -= len(user.recent) + 1
+
+    def _load(self, user_ids: Sequence[str]) -> dict[str, User]:
+        """Users from the cache; of the others heads and tombstones in one read, then their last pages in another."""
+        users: dict[str, User] = {}
+        unknown: list[str] = []
+        for user_id in user_ids:
+            user = self._cache.pop(user_id, None)
+            if user is None:
+                unknown.append(user_id)
+            else:
+                self._held -= len(user.recent) + 1
+                users[user_id] = user
+        if unknown:
+            users.update(self._read(unknown))
+        return users
+
+    def _read(self, user_ids: Sequence[str]) -> dict[str, User]:
+        count = len(user_ids)
+        values = self._get_many([*map(head_key, user_ids), *map(tombstone_key, user_ids)])
+        users: dict[str, User] = {}
+        wanted: dict[str, list[bytes]] = {}
+        for user_id, value, buried in zip(user_ids, values[:count], values[count:], strict=True):
+            user = users[user_id] = User()
+            if buried is not None:
+                user.tombstone = Tombstone.unpack(buried, f"tombstone of user {user_id!r}")
+            if value is not None:
+                head = user.head = Head.unpack(value, f"head of user {user_id!r}")
+                user.stored_first = head.first_page
+                first = max(head.first_page, head.last_page - self._bounds.hash_pages + 1)
+                wanted[user_id] = [page_key(b"h", user_id, head.last_page)]
+                wanted[user_id] += page_keys(user_id, Head(first, head.last_page), b"d")
+        pages = iter(self._get_many([key for keys in wanted.values() for key in keys]) if wanted else ())
+        for user_id, keys in wanted.items():
+            self._read_tail(user_id, users[user_id], list(islice(pages, len(keys))))
+        return users
+
+    def _read_tail(self, user_id: str, user: User, pages: Sequence[bytes | None]) -> None:
+        """The last page, to append to, and the event ids of the horizon."""
+        found = [page for page in pages if page is not None]
+        if len(found) < len(pages):
+            raise page_missing(user_id)
+        hashes = [unpack_hashes(page, f"event ids of user {user_id!r}") for page in found[1:]]
+        records = unpack_records(found[0], f"page of user {user_id!r}")
+        keys, times, actions = (records[column].tolist() for column in RECORD_COLUMNS)
+        user.page = Page(array("Q", keys), array("I", times), bytearray(actions), array("Q", hashes[-1]))
+        user.recent = deque([h for page in hashes for h in page][-self._bounds.horizon :])
+        user.seen = set(user.recent)
