@@ -32,6 +32,7 @@ test: install  ## all tests; says what it left out when a service is not on this
 faults: install  ## the long crash tests: 1,200 SIGKILLs, damaged files, zombies on Kafka (about half an hour)
 	@PYTHONPATH=tests:tests/faults $(BIN)/python tests/faults/run_faults.py
 	@HYMIREC_MACHINE_RUNS=700 $(BIN)/python -m pytest -q tests/history/test_store_machine.py
+	@PYTHONPATH=tests $(BIN)/python tests/streaming/test_decode_fuzz.py 1000000
 
 lint: install  ## ruff, mypy --strict on hymirec/, import contract
 	@$(BIN)/ruff check .
