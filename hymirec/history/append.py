@@ -18,6 +18,7 @@ from itertools import islice
 import xxhash
 
 from hymirec.history.pages import (
+    PAGE_NUMBER,
     Bounds,
     Changes,
     GetMany,
@@ -25,6 +26,7 @@ from hymirec.history.pages import (
     page_key,
     page_keys,
     page_missing,
+    pages_prefix,
     tombstone_key,
 )
 from hymirec.history.record import (
@@ -80,6 +82,8 @@ class User:
     dirty: dict[int, Page] = field(default_factory=dict)
     # As the head in the store has it.
     stored_first: int = 0
+    # Of the keys of its pages; made once.
+    prefixes: tuple[bytes, bytes] | None = None
 
 
 class Appender:
@@ -217,10 +221,12 @@ class Appender:
         if not user.dirty:
             return
         head, dirty = user.head, user.dirty
+        records, event_ids = user.prefixes = user.prefixes or (pages_prefix(b"h", user_id), pages_prefix(b"d", user_id))
         for page, content in dirty.items():
             if page >= head.first_page:
-                changes.put(page_key(b"h", user_id, page), pack_columns(content.keys, content.times, content.actions))
-                changes.put(page_key(b"d", user_id, page), pack_hashes(content.hashes))
+                number = PAGE_NUMBER.pack(page)
+                changes.put(records + number, pack_columns(content.keys, content.times, content.actions))
+                changes.put(event_ids + number, pack_hashes(content.hashes))
         for page in range(user.stored_first, head.first_page):
             changes.delete(page_key(b"h", user_id, page))
             changes.delete(page_key(b"d", user_id, page))

@@ -23,7 +23,7 @@ from hymirec.history.store import History
 GetMany = Callable[[Sequence[bytes]], Sequence[bytes | None]]
 DAY = 86_400
 _LENGTH = struct.Struct(">H")
-_PAGE = struct.Struct(">I")
+PAGE_NUMBER = struct.Struct(">I")
 
 
 @dataclass
@@ -35,7 +35,8 @@ class Changes:
 
     def put(self, key: bytes, value: bytes) -> None:
         """Set a key."""
-        self.deletes.discard(key)
+        if self.deletes:
+            self.deletes.discard(key)
         self.puts[key] = value
 
     def delete(self, key: bytes) -> None:
@@ -102,12 +103,12 @@ def pages_prefix(kind: bytes, user_id: str) -> bytes:
 
 def page_key(kind: bytes, user_id: str, page: int) -> bytes:
     """Key of one page of a user."""
-    return pages_prefix(kind, user_id) + _PAGE.pack(page)
+    return pages_prefix(kind, user_id) + PAGE_NUMBER.pack(page)
 
 
 def page_keys(user_id: str, head: Head, kind: bytes = b"h") -> list[bytes]:
     """Keys of all record pages (b"h") or event-hash pages (b"d") of a user."""
-    prefix, pack = pages_prefix(kind, user_id), _PAGE.pack
+    prefix, pack = pages_prefix(kind, user_id), PAGE_NUMBER.pack
     return [prefix + pack(page) for page in range(head.first_page, head.last_page + 1)]
 
 

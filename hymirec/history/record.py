@@ -26,6 +26,7 @@ RECORD = np.dtype([("key", "<u8"), ("ts", "<u4"), ("action", "u1")])
 RECORD_COLUMNS = ("key", "ts", "action")
 EVENT_HASH = np.dtype("<u8")
 CHECKSUM_BYTES = 8
+_BIG = sys.byteorder == "big"
 _FULL_PAGE = np.dtype(
     [
         ("version", "u1"),
@@ -140,14 +141,16 @@ def unpack_records(value: bytes, name: str) -> Records:
 
 def pack_columns(keys: array[int], times: array[int], actions: bytearray) -> bytes:
     """A page of records, given as columns (typecodes Q and I), as a value."""
-    return seal(b"".join((_little(keys), _little(times), actions)))
+    value = b"".join((_VERSION, _little(keys), _little(times), actions))
+    return value + xxhash.xxh3_64_digest(value)
 
 
-def _little(column: array[int]) -> bytes:
-    if sys.byteorder == "big":
+def _little(column: array[int]) -> array[int]:
+    """The column with its bytes as they are stored."""
+    if _BIG:
         column = array(column.typecode, column)
         column.byteswap()
-    return column.tobytes()
+    return column
 
 
 def unpack_pages(values: Sequence[bytes], name: str) -> Columns:
@@ -171,7 +174,8 @@ def unpack_pages(values: Sequence[bytes], name: str) -> Columns:
 
 def pack_hashes(hashes: Sequence[int]) -> bytes:
     """Hashes of event ids as a value."""
-    return seal(_little(hashes if isinstance(hashes, array) else array("Q", hashes)))
+    value = _VERSION + _little(hashes if isinstance(hashes, array) else array("Q", hashes)).tobytes()
+    return value + xxhash.xxh3_64_digest(value)
 
 
 def unpack_hashes(value: bytes, name: str) -> list[int]:

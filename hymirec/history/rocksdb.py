@@ -80,10 +80,11 @@ class RocksDBStore(EmbeddedStore):
     def _commit(self, changes: Changes) -> None:
         self._reopen_after_failure()
         batch = WriteBatch(raw_mode=True)
+        delete, put = batch.delete, batch.put
         for key in changes.deletes:
-            batch.delete(key)
+            delete(key)
         for key, value in changes.puts.items():
-            batch.put(key, value)
+            put(key, value)
         try:
             self._db.write(batch, write_opt=self._write)
         except Exception as e:

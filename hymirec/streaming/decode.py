@@ -30,7 +30,7 @@ class Decoded(NamedTuple):
     notes: tuple[str, ...]
 
 
-class _Message(msgspec.Struct):
+class _Message(msgspec.Struct, gc=False):
     """Both kinds of message; ids may come as JSON integers."""
 
     user_id: str | int | None = None
