@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
-from rocksdict import AccessType, Options, Rdict, WriteBatch, WriteOptions
+from rocksdict import AccessType, BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch, WriteOptions
 
 from hymirec.config import HistoryConfig
 from hymirec.errors import HistoryError, StoreDamagedError, StoreUnavailableError
@@ -14,9 +14,13 @@ from hymirec.history.embedded import EmbeddedStore
 from hymirec.history.pages import Changes
 from hymirec.history.rocksdb_logs import check_logs
 
+DICTIONARY_BYTES, BLOCK_BYTES, CACHE_BYTES = 64 << 10, 16 << 10, 64 << 20
+# RocksDB's own defaults: window bits, level, strategy.
+ZSTD = (-14, 32_767, 0)
+
 
 class RocksDBStore(EmbeddedStore):
-    """A directory. Raw mode always: without it rocksdict unpickles what it reads."""
+    """A directory."""
 
     def __init__(self, config: HistoryConfig, read_only: bool = False) -> None:
         assert config.path is not None
@@ -29,7 +33,7 @@ class RocksDBStore(EmbeddedStore):
         super().__init__(config)
 
     def _open(self) -> Rdict:
-        options = Options(raw_mode=True)
+        options = _options()
         options.create_if_missing(not self._read_only)
         access = AccessType.read_only() if self._read_only else AccessType.read_write()
         check_logs(self._path)
@@ -110,6 +114,22 @@ class RocksDBStore(EmbeddedStore):
             # After a failed write it fails once more. That batch was refused; all before it is in the write-ahead log.
             if not self._failed:
                 raise self._trouble(e, "closed") from e
+
+
+def _options() -> Options:
+    """Raw mode always: without it rocksdict unpickles what it reads. Files are compressed with a dictionary each.
+
+    Item keys are hashes, which nothing but a dictionary makes small: histories of MovieLens-1M take 4.5 bytes a record
+    instead of 13. How a file is compressed it says itself, so stores that were written otherwise are read as they are.
+    """
+    options, blocks = Options(raw_mode=True), BlockBasedOptions()
+    options.set_compression_type(DBCompressionType.zstd())
+    options.set_compression_options(*ZSTD, DICTIONARY_BYTES)
+    options.set_zstd_max_train_bytes(100 * DICTIONARY_BYTES)
+    blocks.set_block_size(BLOCK_BYTES)
+    blocks.set_block_cache(Cache(CACHE_BYTES))
+    options.set_block_based_table_factory(blocks)
+    return options
 
 
 def _damaged(error: Exception) -> bool:
