@@ -420,7 +420,9 @@ class HistoryConfig(Config):
     max_age_days: int | None = Field(None, ge=1, description="a history keeps no event older than this; null: any age")
     dedup_horizon: int = Field(1_024, ge=1, description="newest event ids of a user that are remembered")
     cached_events: int = Field(
-        1_000_000, ge=0, description="not redis: event ids that the writer holds in memory, about 100 bytes each"
+        10_000_000,
+        ge=0,
+        description="not redis: event ids that the writer holds in memory, 8 bytes each; a user adds 300",
     )
     sync: bool = Field(True, description="rocksdb only: fsync every batch")
 

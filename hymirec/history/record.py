@@ -180,8 +180,13 @@ def pack_hashes(hashes: Sequence[int]) -> bytes:
 
 def unpack_hashes(value: bytes, name: str) -> list[int]:
     """Read hashes of event ids. Raises StoreDamagedError or UnsupportedFormatError."""
-    body = unseal(value, name)
+    hashes: list[int] = unpack_hash_pages([value], name).tolist()
+    return hashes
+
+
+def unpack_hash_pages(values: Sequence[bytes], name: str) -> NDArray[np.uint64]:
+    """Hashes of event ids of several pages, one behind the other. Raises as `unpack_hashes`."""
+    body = b"".join([unseal(value, name) for value in values])
     if len(body) % EVENT_HASH.itemsize:
         raise StoreDamagedError(f"{name}: {len(body)} bytes are no multiple of {EVENT_HASH.itemsize}")
-    hashes: list[int] = np.frombuffer(body, EVENT_HASH).tolist()
-    return hashes
+    return np.frombuffer(body, EVENT_HASH).astype(np.uint64)

@@ -128,6 +128,7 @@ def _options() -> Options:
     options.set_zstd_max_train_bytes(100 * DICTIONARY_BYTES)
     blocks.set_block_size(BLOCK_BYTES)
     blocks.set_block_cache(Cache(CACHE_BYTES))
+    blocks.set_bloom_filter(10, False)
     options.set_block_based_table_factory(blocks)
     return options
 

@@ -77,7 +77,7 @@ def _no_dedup() -> None:
 
     def forgetful(self: Appender, user_id: str, user: Any, entries: Sequence[Entry]) -> None:
         append(self, user_id, user, entries)
-        user.seen.clear()
+        user.recent.clear()
 
     Appender._append = forgetful  # type: ignore[method-assign]
 
