@@ -59,7 +59,7 @@ def _place(config: Path | None, store: str | None) -> Place:
     if (config is None) == (store is None):
         raise ConfigError("name the store: the service's YAML with --config FILE, or --store DIRECTORY or redis://...")
     if config is not None:
-        service = _service(config)
+        service = service_of(config)
         return Place(service.history, service.stream)
     assert store is not None
     if "://" in store:
@@ -67,7 +67,7 @@ def _place(config: Path | None, store: str | None) -> Place:
     return Place(HistoryConfig(store="rocksdb", path=str(Path(store).expanduser().absolute())), None)
 
 
-def _service(path: Path) -> ServiceConfig:
+def service_of(path: Path) -> ServiceConfig:
     """The service of a Serve YAML (its first application's `args`) or of plain values, with absolute paths."""
     import yaml
 
@@ -188,7 +188,7 @@ def _rebuilt(
     from hymirec.history.interactions import entries_of, placed, read_interactions
     from hymirec.streaming.replay import replay
 
-    begin = _offsets(start)
+    begin = offsets_of(start)
     if place.stream is None and parquet is None:
         raise ConfigError("there is nothing to compare with: name the log with --config, or give --parquet")
     with Rebuilt(place.history) as made:
@@ -200,7 +200,8 @@ def _rebuilt(
         yield made
 
 
-def _offsets(pairs: Iterable[str]) -> dict[int, int]:
+def offsets_of(pairs: Iterable[str]) -> dict[int, int]:
+    """Offsets by partition. Raises ConfigError for what is not PARTITION=OFFSET."""
     found = {}
     for pair in pairs:
         partition, _, offset = pair.partition("=")
