@@ -1,7 +1,7 @@
 """Shared fixtures, and the rule for what a machine lacks.
 
-Tests marked `kafka`, `redis` or `models` are left out where their service is missing, and the summary says so and how
-to install it. Under CI=true a missing service is a failure.
+Tests marked `kafka`, `redis`, `models` or `prometheus` are left out where their service is missing, and the summary
+says so and how to install it. Under CI=true a missing service is a failure.
 """
 
 from __future__ import annotations
@@ -24,9 +24,21 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from services import KafkaBroker, RedisServer, missing_for_kafka, missing_for_models, missing_for_redis
+from services import (
+    KafkaBroker,
+    RedisServer,
+    missing_for_kafka,
+    missing_for_models,
+    missing_for_prometheus,
+    missing_for_redis,
+)
 
-REQUIREMENTS = {"kafka": missing_for_kafka, "redis": missing_for_redis, "models": missing_for_models}
+REQUIREMENTS = {
+    "kafka": missing_for_kafka,
+    "redis": missing_for_redis,
+    "models": missing_for_models,
+    "prometheus": missing_for_prometheus,
+}
 # How long an example takes says how busy the machine is, not whether the code is right.
 settings.register_profile("house", deadline=None)
 settings.load_profile("house")

