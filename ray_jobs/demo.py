@@ -167,7 +167,9 @@ def main(
         for number in choose(sequences, USERS):
             show_shopper(console, client, Shopper(number, catalog, sequences))
     console.print(f"all of it took {time.monotonic() - started:.0f} s; the service is at {url}", markup=False)
-    body = json.dumps({"user_id": str(sequences.users[choose(sequences, 1)[0]].as_py()), "k": 5})
+    user = str(sequences.users[choose(sequences, 1)[0]].as_py())
+    console.print(f"look: {url}/console/#{user}", markup=False, soft_wrap=True)
+    body = json.dumps({"user_id": user, "k": 5})
     curl = f"curl -s {url}/v1/recommend -H 'content-type: application/json' -d '{body}'"
     console.print(f"try: {curl}", markup=False, soft_wrap=True)
     if sys.stdin.isatty() and console.is_terminal:

@@ -13,7 +13,7 @@ from ray.serve.handle import DeploymentHandle
 
 from hymirec.answers import Coarse, Recommendations
 from hymirec.errors import HyMiRecError, OverloadedError, StageUnavailableError
-from hymirec.service.models import HistoryEvent, ItemReply, ItemsReply
+from hymirec.service.models import ExplainReply, HistoryEvent, ItemReply, ItemsReply
 from hymirec.service.stages import Keys, Query, Snapshot, Times
 from hymirec.streaming import ConsumerStatus
 
@@ -55,6 +55,11 @@ class RankerHandle(_Stage):
     async def recommend(self, query: Query) -> Recommendations:
         """The best items."""
         found: Recommendations = await self._one("recommend", query)
+        return found
+
+    async def explain(self, query: Query, nearest: int) -> ExplainReply:
+        """The best items and what stands behind them."""
+        found: ExplainReply = await self._one("explain", query, nearest)
         return found
 
     async def coarse(self, keys: Keys, ts: Times, now: int) -> Coarse:

@@ -1,7 +1,7 @@
 """Shared fixtures, and the rule for what a machine lacks.
 
-Tests marked `kafka`, `redis`, `models` or `prometheus` are left out where their service is missing, and the summary
-says so and how to install it. Under CI=true a missing service is a failure.
+Tests with a marker of `REQUIREMENTS` are left out where what they need is missing, and the summary says so and how to
+install it. Under CI=true a missing service is a failure.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from hypothesis import settings
 from services import (
     KafkaBroker,
     RedisServer,
+    missing_for_browser,
     missing_for_kafka,
     missing_for_models,
     missing_for_prometheus,
@@ -38,6 +39,7 @@ REQUIREMENTS = {
     "redis": missing_for_redis,
     "models": missing_for_models,
     "prometheus": missing_for_prometheus,
+    "browser": missing_for_browser,
 }
 # How long an example takes says how busy the machine is, not whether the code is right.
 settings.register_profile("house", deadline=None)

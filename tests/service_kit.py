@@ -108,9 +108,9 @@ class LocalService:
         self.ranker = Ranker(self.config, self._observe)
         self.writer = Writer(self.config, self.ranker, self._observe)
         self.frontend = Frontend(self.config, self._wrap(self.ranker), self.writer, self._base, self._observe)
-        api: Any = create_api(self.frontend, self.config, self._observe)
+        self.api: Any = create_api(self.frontend, self.config, self._observe)
         await self.frontend.start()
-        transport = httpx.ASGITransport(api, raise_app_exceptions=False, client=(self._client_host, 1))
+        transport = httpx.ASGITransport(self.api, raise_app_exceptions=False, client=(self._client_host, 1))
         self.client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", timeout=30)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:

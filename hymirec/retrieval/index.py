@@ -161,6 +161,10 @@ class ItemIndex:
         order = np.lexsort((items, -scores))[:k]
         return Hits(items[order], scores[order], interests[order])
 
+    def vectors(self, items: Ints) -> Floats:
+        """Unit vectors (n, W) of items (n,)."""
+        return self._vectors()[items]
+
     def _vectors(self) -> Floats:
         """All vectors (N, W), without a copy."""
         flat: Any = self._flat

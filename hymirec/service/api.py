@@ -23,6 +23,8 @@ from hymirec.service.models import (
     BundleReply,
     BundleRequest,
     EventsIn,
+    ExplainReply,
+    ExplainRequest,
     Health,
     HistoryReply,
     ItemReply,
@@ -31,6 +33,7 @@ from hymirec.service.models import (
     RecommendReply,
     RecommendRequest,
 )
+from hymirec.service.page import add_page
 from hymirec.service.problems import MEDIA_TYPE, headers_of, problem, status_of, validation_problem
 from hymirec.service.trace import Trace
 from hymirec.telemetry import SHED, Observe, unobserved
@@ -57,6 +60,7 @@ def create_api(
     _add_handlers(api, observe)
     _add_serving(api, frontend)
     _add_operation(api, frontend)
+    add_page(api)
     api.openapi = lambda: _openapi(api, config.limits)  # type: ignore[method-assign]
     limits = config.limits
     most = limits.max_ongoing_requests + limits.max_queued_requests
@@ -100,6 +104,14 @@ def _add_serving(api: FastAPI, frontend: Frontend) -> None:
     async def recommend(body: RecommendRequest) -> RecommendReply:
         """The best items for a user of the log, or for a history given here."""
         return await frontend.recommend(body)
+
+    @api.post("/v1/explain", responses=_problems(400))
+    async def explain(body: ExplainRequest) -> ExplainReply:
+        """The best items, each interest with the nearest items of the history, and a map of them; costs twice as much.
+
+        No lesser answer is given when there is no time for this one: 503.
+        """
+        return await frontend.explain(body)
 
     @api.post("/v1/events", status_code=202, responses=_problems(400))
     async def events(body: EventsIn) -> Accepted:
@@ -158,11 +170,12 @@ def _openapi(api: FastAPI, limits: LimitsConfig) -> dict[str, Any]:
                 for status, response in operation["responses"].items():
                     if int(status) >= 400:
                         response["content"] = {MEDIA_TYPE: response["content"].pop("application/json")}
-        fields = schema["components"]["schemas"]["RecommendRequest"]["properties"]
-        fields["k"]["maximum"] = limits.max_k
-        fields["exclude"]["maxItems"] = limits.max_history
-        for option in fields["history"]["anyOf"]:
-            if option.get("type") == "array":
-                option["maxItems"] = limits.max_history
+        for request in ("RecommendRequest", "ExplainRequest"):
+            fields = schema["components"]["schemas"][request]["properties"]
+            fields["k"]["maximum"] = limits.max_k
+            fields["exclude"]["maxItems"] = limits.max_history
+            for option in fields["history"]["anyOf"]:
+                if option.get("type") == "array":
+                    option["maxItems"] = limits.max_history
         api.openapi_schema = schema
     return api.openapi_schema

@@ -32,6 +32,8 @@ from hymirec.service.models import (
     AsOf,
     BundleReply,
     EventIn,
+    ExplainReply,
+    ExplainRequest,
     Health,
     HistoryReply,
     ItemReply,
@@ -61,6 +63,7 @@ WAIT_STEP_SECONDS = 0.05
 RANKER, WRITER = "recommender", "history writer"
 # Loading and verifying a bundle takes as long as reading it from disk twice.
 STAGE_BUNDLE_SECONDS = 1_800.0
+NOTHING = Snapshot(History(np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.uint8), 0), None, {})
 
 
 class Frontend:
@@ -103,19 +106,14 @@ class Frontend:
         self._check(body)
         deadline = Deadline(self._limits.request_timeout_seconds)
         now = int(time.time()) if body.now is None else body.now
-        nobody = Query(np.empty(0, np.uint64), np.empty(0, np.int64), body.k, now, item_keys(body.exclude))
         try:
             snapshot = _given(body, now) or await self._history(body, deadline)
         except (StageUnavailableError, StoreUnavailableError) as e:
             log.warning("no history: %s", e)
-            reply = RecommendReply.of(self._ladder.popular(nobody), AsOf())
+            reply = RecommendReply.of(self._ladder.popular(_query(body, now, NOTHING)), AsOf())
         else:
-            history = snapshot.history
-            query = replace(
-                nobody, keys=history.keys, ts=history.ts, filter_seen=body.filter_seen, coarse=snapshot.coarse
-            )
-            found = await self._answer(query, deadline)
-            reply = RecommendReply.of(_behind(found, history, body), _as_of(snapshot))
+            found = await self._answer(_query(body, now, snapshot), deadline)
+            reply = RecommendReply.of(_behind(found, snapshot.history, body), _as_of(snapshot))
         self._told(reply, time.monotonic() - begun)
         return reply
 
@@ -130,6 +128,21 @@ class Frontend:
             "recommended",
             extra={"bundle": reply.bundle, "position": reply.as_of.offsets, "reason": reply.reason, "seconds": seconds},
         )
+
+    async def explain(self, body: ExplainRequest) -> ExplainReply:
+        """The best items and what stands behind them; for people, so there is no lesser answer.
+
+        Raises RequestError, OverloadedError and StageUnavailableError.
+        """
+        self._check(body)
+        deadline = Deadline(self._limits.request_timeout_seconds)
+        now = int(time.time()) if body.now is None else body.now
+        snapshot = _given(body, now) or await self._history(body, deadline)
+        query = _query(body, now, snapshot)
+        seconds = deadline.left(self._limits.stage_timeout_seconds)
+        found = await ask(RANKER, lambda: self._ranker.explain(query, body.nearest), seconds)
+        behind = {"degraded": True, "reason": BEHIND} if _is_behind(snapshot.history, body) else {}
+        return found.model_copy(update={"as_of": _as_of(snapshot), **behind})
 
     async def _answer(self, query: Query, deadline: Deadline) -> Recommendations:
         with timed(self._observe, STAGE_SECONDS, stage="recommender"):
@@ -276,6 +289,12 @@ def _given(body: RecommendRequest, now: int) -> Snapshot | None:
     pairs = [entry if isinstance(entry, tuple) else (entry, now) for entry in body.history]
     keys, ts = item_keys(item for item, _ in pairs), np.array([at for _, at in pairs], np.int64)
     return Snapshot(History(keys, ts, np.zeros(len(ts), np.uint8), len(ts)), None, {})
+
+
+def _query(body: RecommendRequest, now: int, snapshot: Snapshot) -> Query:
+    history = snapshot.history
+    excluded = item_keys(body.exclude)
+    return Query(history.keys, history.ts, body.k, now, excluded, body.filter_seen, snapshot.coarse)
 
 
 def _as_of(snapshot: Snapshot) -> AsOf:

@@ -97,6 +97,69 @@ class RecommendReply(BaseModel):
         )
 
 
+class ExplainRequest(RecommendRequest):
+    """As for a recommendation."""
+
+    nearest: int = Field(5, ge=0, le=50, description="items of the history to name for each interest")
+
+
+class Place(BaseModel):
+    """Where something is on the map, both -1..1. A map is of one reply: it may be mirrored or turned in the next."""
+
+    x: float
+    y: float
+
+
+class ExplainedItem(RecommendedItem, Place):
+    """`score` is `similarity` to the interest plus what being `popular_now` adds; both null for a popular item."""
+
+    similarity: float | None
+    popular_now: float | None
+
+
+class NearItem(BaseModel):
+    """An item of the history, when it was last there, and its cosine with an interest."""
+
+    item_id: str
+    title: str
+    ts: int
+    cosine: float
+
+
+class ExplainedInterest(Place):
+    """`strength` is the length of the interest's vector: 1 for the first, 0..1 for the others."""
+
+    number: int
+    strength: float
+    nearest: list[NearItem]
+
+
+class PastItem(Place):
+    """An item of the history, when it was last there."""
+
+    item_id: str
+    title: str
+    ts: int
+
+
+class ExplainReply(BaseModel):
+    """What `RecommendReply` says, and what stands behind it.
+
+    `history` holds the newest different items, oldest first. `map_share` is the share of the vectors' variance that the
+    map shows, 0..1.
+    """
+
+    items: list[ExplainedItem]
+    interests: list[ExplainedInterest]
+    history: list[PastItem]
+    map_share: float
+    bundle: str
+    as_of: AsOf = AsOf()
+    degraded: bool
+    reason: Literal["full", "cold_start", "behind"]
+    unknown_items: int
+
+
 class EventIn(BaseModel):
     """One event; unknown fields are ignored, an unknown action counts as `other`."""
 

@@ -26,7 +26,8 @@ from hymirec.catalog.events import action_name
 from hymirec.config import ServiceConfig
 from hymirec.errors import BundleError, HyMiRecError, UnknownItemError
 from hymirec.inference import HyMiRec
-from hymirec.service.models import HistoryEvent, ItemReply, ItemsReply
+from hymirec.service.explain import explain
+from hymirec.service.models import ExplainReply, HistoryEvent, ItemReply, ItemsReply
 from hymirec.service.pulse import Pulse
 from hymirec.service.release import swapped_in
 from hymirec.service.stages import Keys, Query, Times
@@ -131,6 +132,11 @@ class Ranker:
                 stale_ok=query.stale_ok,
             )
         )
+
+    async def explain(self, query: Query, nearest: int) -> ExplainReply:
+        """See `explain`. Costs two recommendations."""
+        model = self._model
+        return await self._run(lambda: explain(model, query, nearest))
 
     async def coarse(self, keys: Keys, ts: Times, now: int) -> Coarse:
         """See `HyMiRec.coarse_keys`."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hymirec.answers import Coarse, Recommendations
 from hymirec.history import History
-from hymirec.service.models import HistoryEvent, ItemReply, ItemsReply
+from hymirec.service.models import ExplainReply, HistoryEvent, ItemReply, ItemsReply
 from hymirec.streaming import ConsumerStatus
 
 Keys = NDArray[np.uint64]
@@ -46,6 +46,10 @@ class RankerStage(Protocol):
 
     async def recommend(self, query: Query) -> Recommendations:
         """The best items."""
+        ...
+
+    async def explain(self, query: Query, nearest: int) -> ExplainReply:
+        """The best items and what stands behind them, with so many items of the history for each interest."""
         ...
 
     async def coarse(self, keys: Keys, ts: Times, now: int) -> Coarse:

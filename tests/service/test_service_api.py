@@ -193,7 +193,7 @@ def test_openapi_describes_what_runs(service: LocalService) -> None:
     schema = service.call("GET", "/openapi.json").json()
     assert set(schema["paths"]) == {
         *("/v1/recommend", "/v1/events", "/v1/users/{user_id}/history", "/v1/users/{user_id}", "/v1/items"),
-        *("/v1/items/{item_id}", "/v1/admin/bundle", "/healthz", "/readyz"),
+        *("/v1/items/{item_id}", "/v1/explain", "/v1/admin/bundle", "/healthz", "/readyz"),
     }
     request = schema["components"]["schemas"]["RecommendRequest"]["properties"]
     assert (request["k"]["minimum"], request["k"]["maximum"]) == (1, 500)
