@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import uvicorn
 from tiny_run import build_tiny_run
 
 from hymirec.artifacts import write_manifest
@@ -113,6 +114,14 @@ class LocalService:
         transport = httpx.ASGITransport(self.api, raise_app_exceptions=False, client=(self._client_host, 1))
         self.client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", timeout=30)
 
+    def listen(self) -> str:
+        """Serve on a free port of 127.0.0.1 until `close`; returns the URL."""
+        # The front end runs already.
+        self._server = uvicorn.Server(uvicorn.Config(self.api, port=0, log_level="warning", lifespan="off"))
+        self._listening = asyncio.run_coroutine_threadsafe(self._server.serve(), self._loop)
+        until(lambda: self._server.started)
+        return f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}"
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the service's loop and wait for it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
@@ -143,6 +152,9 @@ class LocalService:
 
     def close(self) -> None:
         """Stop everything, as Serve stops replicas."""
+        if hasattr(self, "_server"):
+            self._server.should_exit = True
+            self._listening.result(30)
         self.run(self._stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)

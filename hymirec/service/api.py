@@ -11,6 +11,7 @@ from fastapi import FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 
 from hymirec.config import LimitsConfig, ServiceConfig
@@ -42,6 +43,23 @@ log = logging.getLogger(__name__)
 VERSION = "1"
 UserId = Annotated[str, Path(min_length=1, max_length=MAX_ID_BYTES)]
 ALWAYS = (401, 403, 413, 422, 500, 503)
+
+
+class IdConvertor(Convertor[str]):
+    """An id within a path, whatever it holds: `path` of Starlette ends at a line break."""
+
+    regex = r"[\s\S]*"
+
+    def convert(self, value: str) -> str:
+        """From the path."""
+        return value
+
+    def to_string(self, value: str) -> str:
+        """Into a path."""
+        return value
+
+
+register_url_convertor("id", IdConvertor())
 
 
 def create_api(
@@ -118,12 +136,12 @@ def _add_serving(api: FastAPI, frontend: Frontend) -> None:
         """Put events into the log. They are stored when this answers, and visible a moment later."""
         return await frontend.events(body if isinstance(body, list) else [body])
 
-    @api.get("/v1/users/{user_id:path}/history")
+    @api.get("/v1/users/{user_id:id}/history")
     async def history(user_id: UserId, limit: Annotated[int, Query(ge=0, le=10_000)] = 100) -> HistoryReply:
         """A user's newest events, oldest first."""
         return await frontend.history(user_id, limit)
 
-    @api.delete("/v1/users/{user_id:path}", status_code=202)
+    @api.delete("/v1/users/{user_id:id}", status_code=202)
     async def erase(user_id: UserId) -> Accepted:
         """Erase a user: reads show nothing from now on, and replaying the log erases again."""
         return await frontend.erase(user_id)
@@ -135,7 +153,7 @@ def _add_serving(api: FastAPI, frontend: Frontend) -> None:
         """Items whose title holds every word of `q`, most popular first."""
         return await frontend.find(q, limit)
 
-    @api.get("/v1/items/{item_id:path}", responses=_problems(404))
+    @api.get("/v1/items/{item_id:id}", responses=_problems(404))
     async def item(item_id: Annotated[str, Path(min_length=1, max_length=MAX_ID_BYTES)]) -> ItemReply:
         """One item of the bundle."""
         return await frontend.item(item_id)

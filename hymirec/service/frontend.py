@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -257,7 +258,8 @@ class Frontend:
         Goes on when the caller does not wait: the same call again waits for the same swap.
         Raises ArtifactError or BundleError when it is refused; the old one keeps serving.
         """
-        place = str(self._base / Path(path).expanduser())
+        # `Path.expanduser` raises for a user whom nobody knows; the bundle is then simply not there.
+        place = str(self._base / os.path.expanduser(path))
         if self._swap is None or self._swap.done():
             self._swap = asyncio.create_task(self._swap_to(place), name=place)
         elif self._swap.get_name() != place:

@@ -200,7 +200,11 @@ class Ranker:
 
     def _stage(self, path: str) -> None:
         with self._loading:
-            model = HyMiRec.from_pretrained(path)
+            try:
+                model = HyMiRec.from_pretrained(path)
+            except OSError as e:
+                # Permission denied, a name too long, a disk that fails.
+                raise BundleError(f"{path} cannot be read: {e.strerror}") from e
             if not _ask(model):
                 raise BundleError(f"{path} is whole but recommends nothing to readers of its most popular items")
             model.meter = self._observe

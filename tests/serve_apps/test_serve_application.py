@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 import ray
+from ray import serve
 from service_kit import BASE_TS, another_release, event, service_config, until
 
 from hymirec import HyMiRec
@@ -145,6 +146,31 @@ def test_what_is_measured_arrives_where_prometheus_reads(application: Applicatio
     assert (labels["application"], labels["deployment"]) == ("hymirec", "Recommender")
     assert labels["bundle"] == application.recommend(user_id="mia")["bundle"]
     assert labels["replica"]
+
+
+def test_nothing_of_this_application_listens_beyond_loopback(application: Application) -> None:
+    port = int(application.url.rpartition(":")[2])
+    listening: dict[int, set[tuple[str, int]]] = {}
+    for process in psutil.Process().children(recursive=True):
+        try:
+            ports = {tuple(c.laddr) for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+        except psutil.Error:
+            continue
+        listening[process.pid] = {(str(host), int(number)) for host, number in ports}
+    assert {host for ports in listening.values() for host, number in ports if number == port} == {"127.0.0.1"}
+
+    @serve.deployment(ray_actor_options={"num_cpus": 0})
+    class Bare:
+        """What Ray itself opens for any replica."""
+
+        def listeners(self) -> int:
+            return sum(c.status == psutil.CONN_LISTEN for c in psutil.Process().net_connections("tcp"))
+
+    own = serve.run(Bare.bind(), name="bare", route_prefix=None).listeners.remote().result(timeout_s=60)
+    serve.delete("bare")
+    replicas = [pid for name in ("Recommender", "HistoryWriter") for pid in application.processes(name)]
+    assert len(replicas) == 3
+    assert {len(listening[pid]) for pid in replicas} == {own}
 
 
 def test_bad_requests_are_problems_and_cost_nothing(application: Application, items: list[str]) -> None:

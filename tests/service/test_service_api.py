@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -223,6 +224,21 @@ def test_a_swap_serves_another_bundle_and_a_damaged_one_is_refused(bundle: Path,
     again = LocalService(config, tmp_path)
     assert again.recommend(user_id="u")["bundle"] == new
     again.close()
+
+
+@pytest.mark.parametrize("path", ["~nobody-knows-this-user/bundle", "nul\0within", "a" * 5_000, "\ud83d\n"])
+def test_a_bundle_at_a_place_that_cannot_be_is_refused(service: LocalService, path: str) -> None:
+    reply = service.call("POST", "/v1/admin/bundle", content=json.dumps({"path": path}))
+    assert reply.status_code in (400, 409, 422), reply.text
+
+
+def test_a_user_whose_id_has_a_line_break_can_be_read_and_erased(service: LocalService, items: list[str]) -> None:
+    user = "two\nlines"
+    service.post(event(0, user, items[0]))
+    place = f"/v1/users/{quote(user, safe='')}"
+    until(lambda: service.call("GET", f"{place}/history").json()["count"] == 1)
+    assert service.call("DELETE", place).status_code == 202
+    assert service.call("GET", f"{place}/history").json()["count"] == 0
 
 
 def test_a_restart_loses_and_doubles_nothing(bundle: Path, tmp_path: Path, items: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import shutil
 import time
@@ -10,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import uvicorn
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from service_kit import LocalService, event, service_config, until
@@ -29,13 +27,7 @@ def url(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
     catalog = service.ranker._model.bundle.catalog
     service.post(*(event(i, MARIE, str(catalog.item_id(i))) for i in range(12)))
     until(lambda: len(service.run(service.writer.snapshot(MARIE)).history) == 12)
-    # The service's loop has begun; uvicorn must not begin it again.
-    server = uvicorn.Server(uvicorn.Config(service.api, port=0, log_level="warning", lifespan="off"))
-    running = asyncio.run_coroutine_threadsafe(server.serve(), service._loop)
-    until(lambda: server.started)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    running.result(10)
+    yield service.listen()
     service.close()
 
 
