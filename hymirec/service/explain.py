@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hymirec.answers import Recommendations
 from hymirec.inference import HyMiRec
-from hymirec.service.models import AsOf, ExplainedInterest, ExplainedItem, ExplainReply, NearItem, PastItem
+from hymirec.service.models import ExplainedInterest, ExplainedItem, ExplainReply, NearItem, PastItem
 from hymirec.service.stages import Query
 
 Ints = NDArray[np.int64]
@@ -57,7 +57,6 @@ def explain(model: HyMiRec, query: Query, nearest: int) -> ExplainReply:
         ],
         map_share=share,
         bundle=found.bundle,
-        as_of=AsOf(),
         degraded=found.degraded,
         reason="cold_start" if found.reason == "cold_start" else "full",
         unknown_items=found.unknown_items,

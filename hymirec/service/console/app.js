@@ -7,13 +7,6 @@ const at = (id) => document.getElementById(id);
 
 const state = { mode: "user", user: "", list: [], shown: new Set(), turn: 0, token: sessionStorage.getItem("token") ?? "" };
 
-class Refused extends Error {
-  constructor(status, detail) {
-    super(detail);
-    this.status = status;
-  }
-}
-
 async function call(method, path, body) {
   const headers = { "content-type": "application/json" };
   if (state.token) headers.authorization = `Bearer ${state.token}`;
@@ -21,7 +14,7 @@ async function call(method, path, body) {
   const found = await reply.json().catch(() => ({}));
   if (reply.ok) return found;
   if (reply.status === 401) at("token-form").hidden = false;
-  throw new Refused(reply.status, found.detail ?? `status ${reply.status}`);
+  throw new Error(found.detail ?? `status ${reply.status}`);
 }
 
 function node(kind, attributes = {}, ...children) {
