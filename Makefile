@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= cpu,kafka-fast,tracking,models,dev
 CONFIG ?= serve_apps/configs/recommend.yaml
+# Processes that share the tests, file by file; each needs a core and 4 GB.
+JOBS ?= 2
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help install demo test faults lint bench kafka serve clean
@@ -27,7 +29,7 @@ demo: install  ## the whole system on a real shop's history, in minutes
 	@$(BIN)/python ray_jobs/demo.py
 
 test: install  ## all tests; says what it left out when a service is not on this machine
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 faults: install  ## the long crash tests: 1,200 SIGKILLs, damaged files, zombies on Kafka (about half an hour)
 	@PYTHONPATH=tests:tests/faults $(BIN)/python tests/faults/run_faults.py

@@ -21,6 +21,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -47,24 +48,59 @@ settings.load_profile("house")
 LEFT_OUT = pytest.StashKey[list[str]]()
 
 
+def in_ci() -> bool:
+    """Whether everything has to run."""
+    return os.environ.get("CI", "").lower() == "true"
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """kafka-python reads its message schemas in a way that Python 3.11 and 3.12 call deprecated."""
     config.addinivalue_line("filterwarnings", "ignore:(read_text|open_text) is deprecated:DeprecationWarning")
+    # With several processes, this one collects nothing, and the others cannot end it with a message.
+    if in_ci() and getattr(config.option, "numprocesses", None):
+        for marker, missing in REQUIREMENTS.items():
+            if (what := missing()) is not None:
+                raise pytest.UsageError(f"CI=true, but the tests marked `{marker}` need {what}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what this machine cannot run; under CI=true fail instead."""
+    """Leave out what this machine cannot run; under CI=true fail instead. Long files first."""
     lines: list[str] = []
     for marker, missing in REQUIREMENTS.items():
         marked = [item for item in items if item.get_closest_marker(marker)]
         if not marked or (what := missing()) is None:
             continue
-        if os.environ.get("CI", "").lower() == "true":
+        if in_ci():
             raise pytest.UsageError(f"CI=true, but the tests marked `{marker}` need {what}")
         config.hook.pytest_deselected(items=marked)
         items[:] = [item for item in items if item not in marked]
         lines.append(f"left out {len(marked)} tests marked `{marker}`: this machine lacks {what}")
     config.stash[LEFT_OUT] = lines
+    # Processes that share the files between them end together when the long ones begin first.
+    longest: dict[Path, float] = {}
+    for item in items:
+        longest[item.path] = max(longest.get(item.path, 0), _seconds(item))
+    items.sort(key=lambda item: -longest[item.path])
+
+
+def _seconds(item: pytest.Item) -> float:
+    """How long a test may take, by its marker; those with a cluster take longer than those without."""
+    limit = item.get_closest_marker("timeout")
+    return float(limit.args[0]) if limit else 1.0 * (item.get_closest_marker("ray") is not None)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """One of several processes (pytest-xdist): tell the first one what was left out."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["left_out"] = session.config.stash.get(LEFT_OUT, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """One of several processes has ended; all of them leave out the same."""
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", [])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
