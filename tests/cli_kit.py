@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from click.testing import Result
 from typer.testing import CliRunner
@@ -77,6 +78,16 @@ class Shop:
         finally:
             consumer.stop()
             store.close()
+
+
+def small_shop(home: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """A shop whose relative places lie under `home`, with three events of ann and one of bob applied."""
+    monkeypatch.setenv("HYMIREC_HOME", str(home))
+    shop = Shop(home)
+    shop.act("ann", ["pen", "ink", "mug"])
+    shop.act("bob", ["mug"])
+    shop.apply()
+    return shop
 
 
 def wait(done: Callable[[], bool]) -> None:

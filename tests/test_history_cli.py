@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cli_kit import Shop, hymirec, refused
+from cli_kit import Shop, hymirec, refused, small_shop
 from services import RedisServer
 
 from hymirec.history import Entry, PartitionBatch, Position, open_store
@@ -17,13 +16,8 @@ from hymirec.streaming import open_log
 
 
 @pytest.fixture
-def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
-    monkeypatch.setenv("HYMIREC_HOME", str(tmp_path))
-    shop = Shop(tmp_path)
-    shop.act("ann", ["pen", "ink", "mug"])
-    shop.act("bob", ["mug"])
-    shop.apply()
-    return shop
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    return small_shop(tmp_path, monkeypatch)
 
 
 def test_history_show_prints_events_oldest_first(shop: Shop) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cli_kit import Shop, hymirec
+from cli_kit import Shop, hymirec, small_shop
 from typer.testing import CliRunner
 
 from hymirec.errors import ConfigError, DataError
@@ -25,12 +25,7 @@ pytestmark = [
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
-    monkeypatch.setenv("HYMIREC_HOME", str(tmp_path))
-    shop = Shop(tmp_path)
-    shop.act("ann", ["pen", "ink", "mug"])
-    shop.act("bob", ["mug"])
-    shop.apply()
-    return shop
+    return small_shop(tmp_path, monkeypatch)
 
 
 def past(directory: Path) -> Path:

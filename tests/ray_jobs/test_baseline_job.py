@@ -57,7 +57,14 @@ def test_settings_of_the_encoder_retrain_text_models_alone(tmp_path: Path) -> No
     assert part("hllm", 16) != part("hllm", 32)
 
 
-@pytest.mark.parametrize(("name", "ours"), [("movielens-1m", "movielens-1m.yaml"), ("online-retail", "demo.yaml")])
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("movielens-1m", "movielens-1m.yaml"),
+        ("movielens-1m", "movielens-1m-gpu.yaml"),
+        ("online-retail", "demo.yaml"),
+    ],
+)
 def test_the_shipped_rivals_share_the_data_of_the_shipped_hymirec(name: str, ours: str) -> None:
     configs = ROOT / "ray_jobs" / "configs"
     rivals = sorted((configs / name).glob("*.yaml"))
