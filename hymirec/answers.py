@@ -1,13 +1,16 @@
-"""What an answer consists of. Imports no model: a process that only passes answers on needs neither torch nor faiss."""
+"""Questions and answers. Imports no model: a process that only passes them on needs neither torch nor faiss."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 ItemId = str | int
+Keys = NDArray[np.uint64]
+Times = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -42,3 +45,22 @@ class Coarse:
     vectors: NDArray[np.float32]
     bundle: str
     source: int
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question: the `k` best items at the time `now` for a history of item keys (n,) with times (n,) in seconds.
+
+    `exclude` are item keys. `coarse` is used when it is what would be computed now; with `stale_ok` also when it is
+    not. `seconds` is how long an answer is waited for, from when the query was sent.
+    """
+
+    keys: Keys
+    ts: Times
+    k: int
+    now: int
+    exclude: Keys
+    filter_seen: bool = True
+    coarse: Coarse | None = None
+    stale_ok: bool = False
+    seconds: float = math.inf

@@ -473,6 +473,11 @@ class LimitsConfig(Config):
     stage_timeout_seconds: float = Field(2.0, gt=0, description="after this a stage is late, and the answer degrades")
     max_ongoing_requests: int = Field(16, ge=1, description="a replica works on this many")
     max_queued_requests: int = Field(64, ge=0, description="a caller queues this many, then 503 with Retry-After")
+    max_batch_events: int = Field(
+        16_384,
+        ge=1,
+        description="requests answered in one pass of the model, times their longest history; 1 answers each alone",
+    )
 
 
 class ServiceConfig(Config):

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,18 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hymirec.answers import Coarse, ItemId, Recommendation, Recommendations
+from hymirec.answers import Coarse, ItemId, Keys, Query, Recommendation, Recommendations
 from hymirec.bundle import Bundle
 from hymirec.catalog.keys import item_keys
 from hymirec.catalog.schemas import MAX_TS
 from hymirec.errors import BundleMismatchError, RequestError
 from hymirec.retrieval import Bonus, Hits
-from hymirec.telemetry import COARSE_CACHE, STAGE_SECONDS, Observe, timed, unobserved
+from hymirec.telemetry import COARSE_CACHE, INTEREST_OVERLAP, STAGE_SECONDS, Observe, timed, unobserved
 
 HistoryItem = ItemId | tuple[ItemId, int] | list[Any]
-Keys = NDArray[np.uint64]
 Ints = NDArray[np.int64]
 NONE: Ints = np.empty(0, np.int64)
+NO_KEYS: Keys = np.empty(0, np.uint64)
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class _Known:
     boundary: int
     unknown: int
 
-    @property
+    @cached_property
     def source(self) -> int:
         """Hash of all that coarse interests depend on, beside the bundle."""
         numbers = np.concatenate([self.long, self.long_ts, [self.boundary]]).astype("<i8")
@@ -85,6 +86,11 @@ class HyMiRec:
     def bundle_id(self) -> str:
         """The id that every answer carries."""
         return self.bundle.id
+
+    @property
+    def reach(self) -> int:
+        """Events of a history that an answer reads, at most."""
+        return self._recent + self._long
 
     def recommend(
         self,
@@ -128,19 +134,11 @@ class HyMiRec:
             times = [_clock(now)] * len(histories)
         if len(times) != len(histories):
             raise RequestError(f"expected one `now`, or one for each of {len(histories)} histories; got {len(times)}")
-        excluded = self._indices(_keys(exclude))
-        found = [self._known(*_split_pairs(own, at), at) for own, at in zip(histories, times, strict=True)]
-        rows = [row for row, known in enumerate(found) if len(known.items)]
-        masked = [np.concatenate([excluded, known.items if filter_seen else NONE]) for known in found]
-        interests = self._interests([found[row] for row in rows], [times[row] for row in rows], [None] * len(rows))
-        hits = self._search(interests, k, [masked[row] for row in rows], [times[row] for row in rows])
-        warm = dict(zip(rows, hits, strict=True))
-        return [
-            self._answer(warm[row], known.unknown)
-            if row in warm
-            else self.popular(k, masked[row], "cold_start", now=times[row], unknown=known.unknown)
-            for row, known in enumerate(found)
-        ]
+        excluded = _keys(exclude)
+        pairs = [_split_pairs(own, at) for own, at in zip(histories, times, strict=True)]
+        return self.recommend_batch(
+            [Query(keys, ts, k, at, excluded, filter_seen) for (keys, ts), at in zip(pairs, times, strict=True)]
+        )
 
     def recommend_keys(
         self,
@@ -160,23 +158,51 @@ class HyMiRec:
         or with `stale_ok` used all the same (reason "cached_coarse", degraded).
         Raises RequestError for k < 1, BundleMismatchError when `coarse` is of another bundle.
         """
-        _check_k(k)
-        known = self._known(keys, ts, now)
-        excluded = np.concatenate([self._indices(exclude), known.items if filter_seen else NONE])
-        if not len(known.items):
-            return self.popular(k, excluded, "cold_start", now=now, unknown=known.unknown)
-        if coarse is not None and coarse.bundle != self.bundle_id:
+        query = Query(keys, ts, k, now, NO_KEYS if exclude is None else exclude, filter_seen, coarse, stale_ok)
+        return self.recommend_batch([query])[0]
+
+    def recommend_batch(self, queries: Sequence[Query]) -> list[Recommendations]:
+        """`recommend_keys` for many requests in one pass of the model and one search, each with its own options.
+
+        Scores equal those of single requests up to rounding (1e-5). Raises what any of them would raise alone.
+        """
+        for query in queries:
+            self._check(query)
+        found = [self._known(query.keys, query.ts, query.now) for query in queries]
+        excluded = [
+            np.concatenate([self._indices(query.exclude), known.items if query.filter_seen else NONE])
+            for query, known in zip(queries, found, strict=True)
+        ]
+        usable = [self._usable(query, known) for query, known in zip(queries, found, strict=True)]
+        rows = [row for row, known in enumerate(found) if len(known.items)]
+        times = [queries[row].now for row in rows]
+        interests = self._interests([found[row] for row in rows], times, [usable[row] for row in rows])
+        for overlap in mean_cosines(interests).tolist():
+            self.meter(INTEREST_OVERLAP, overlap)
+        most = max((queries[row].k for row in rows), default=1)
+        hits = dict(zip(rows, self._search(interests, most, [excluded[row] for row in rows], times), strict=True))
+        return [
+            self._answer(hits[row], query.k, known, usable[row])
+            if row in hits
+            else self.popular(query.k, excluded[row], "cold_start", now=query.now, unknown=known.unknown)
+            for row, (query, known) in enumerate(zip(queries, found, strict=True))
+        ]
+
+    def _check(self, query: Query) -> None:
+        _check_k(query.k)
+        if query.coarse is not None and query.coarse.bundle != self.bundle_id:
             raise BundleMismatchError(
-                f"coarse interests are of bundle {coarse.bundle[:12]}, this one is {self.bundle_id[:12]}; "
+                f"coarse interests are of bundle {query.coarse.bundle[:12]}, this one is {self.bundle_id[:12]}; "
                 "compute them again"
             )
-        stale = coarse is not None and coarse.source != known.source
-        usable = coarse if stale_ok or not stale else None
-        if coarse is not None:
-            self.meter(COARSE_CACHE, 1, result="stale" if stale else "hit")
-        interests = self._interests([known], [now], [usable])
-        (hits,) = self._search(interests, k, [excluded], [now])
-        return self._answer(hits, known.unknown, stale=stale and usable is not None)
+
+    def _usable(self, query: Query, known: _Known) -> Coarse | None:
+        """The coarse interests that a query brings, unless they are stale and the query wants none such."""
+        if query.coarse is None or not len(known.items):
+            return None
+        stale = query.coarse.source != known.source
+        self.meter(COARSE_CACHE, 1, result="stale" if stale else "hit")
+        return query.coarse if query.stale_ok or not stale else None
 
     def observe(self, keys: Keys, ts: Ints) -> None:
         """Events of anyone, item keys (n,) and times (n,) in seconds: they count for what is popular now.
@@ -319,17 +345,30 @@ class HyMiRec:
         padded = [torch.from_numpy(array).to(self._device) for array in (items_BT, ts_BT, mask_BT)]
         return padded[0], padded[1], padded[2]
 
-    def _answer(self, hits: Hits, unknown: int, stale: bool = False) -> Recommendations:
+    def _answer(self, hits: Hits, k: int, known: _Known, coarse: Coarse | None) -> Recommendations:
+        """The first `k` hits, and whether the coarse interests that led to them were stale."""
         items = [
             self._item(int(i), float(score), int(interest))
-            for i, score, interest in zip(hits.items, hits.scores, hits.interests, strict=True)
+            for i, score, interest in zip(hits.items[:k], hits.scores[:k], hits.interests[:k], strict=True)
         ]
+        stale = coarse is not None and coarse.source != known.source
         reason = "cached_coarse" if stale else "full"
-        return Recommendations(items, self.bundle_id, reason, degraded=stale, unknown_items=unknown)
+        return Recommendations(items, self.bundle_id, reason, degraded=stale, unknown_items=known.unknown)
 
     def _item(self, index: int, score: float, interest: int | None) -> Recommendation:
         catalog = self.bundle.catalog
         return Recommendation(catalog.item_id(index), score, interest, catalog.titles[index].as_py())
+
+
+def mean_cosines(vectors_BSW: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The mean cosine (B,) between two different ones of each row's S vectors; empty when there are no two."""
+    _, count, _ = vectors_BSW.shape
+    if count < 2:
+        return np.empty(0, np.float32)
+    # |sum of unit vectors|^2 = S + the sum of all cosines.
+    sums_BW = (vectors_BSW / np.maximum(np.linalg.norm(vectors_BSW, axis=2, keepdims=True), 1e-12)).sum(axis=1)
+    means: NDArray[np.float32] = (np.square(sums_BW).sum(axis=1) - count) / (count * (count - 1))
+    return means
 
 
 def _check_k(k: int) -> None:

@@ -16,12 +16,16 @@ SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 
 
 
 class Metric(NamedTuple):
-    """Its name ends with its unit; `labels` are to be given with every value, in any order."""
+    """Its name ends with its unit; `labels` are to be given with every value, in any order.
+
+    `boundaries` are the upper ends of a histogram's buckets.
+    """
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     help: str
     labels: tuple[str, ...] = ()
+    boundaries: tuple[float, ...] = SECONDS
 
 
 class Observe(Protocol):
@@ -57,9 +61,26 @@ UNKNOWN_ITEMS = Metric(
 STAGE_SECONDS = Metric(
     "hymirec_stage_seconds",
     "histogram",
-    "Parts of a recommendation. Asked by the ingress: history, recommender. Inside the recommender: wait (for the "
-    "model's thread), coarse, model, index.",
+    "Parts of a recommendation. Asked by the ingress: history, recommender. Inside the recommender: wait (in line); "
+    "once a pass, for all its requests together: coarse, model, index.",
     ("stage",),
+)
+BATCH_REQUESTS = Metric(
+    "hymirec_batch_requests",
+    "histogram",
+    "Requests answered in one pass of the model.",
+    boundaries=(1, 2, 4, 8, 16, 32, 64, 128),
+)
+INTEREST_OVERLAP = Metric(
+    "hymirec_interest_overlap_ratio",
+    "histogram",
+    "Mean cosine between the interests of a reply: near 1 they are one interest.",
+    boundaries=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0),
+)
+DROPPED = Metric(
+    "hymirec_dropped_total",
+    "counter",
+    "Requests taken out of the model's line unanswered: their caller had gone, or their time had passed.",
 )
 COARSE_CACHE = Metric(
     "hymirec_coarse_cache_total",
@@ -108,6 +129,9 @@ METRICS = (
     DEGRADED,
     UNKNOWN_ITEMS,
     STAGE_SECONDS,
+    BATCH_REQUESTS,
+    DROPPED,
+    INTEREST_OVERLAP,
     COARSE_CACHE,
     BUNDLE_INFO,
     BUNDLE_AGE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray.serve import metrics
 
-from hymirec.telemetry import SECONDS, Metric
+from hymirec.telemetry import Metric
 
 Kept = metrics.Counter | metrics.Gauge | metrics.Histogram
 
@@ -33,4 +33,4 @@ def _begin(metric: Metric) -> Kept:
         return metrics.Counter(metric.name, metric.help, tag_keys=metric.labels)
     if metric.kind == "gauge":
         return metrics.Gauge(metric.name, metric.help, tag_keys=metric.labels)
-    return metrics.Histogram(metric.name, metric.help, boundaries=list(SECONDS), tag_keys=metric.labels)
+    return metrics.Histogram(metric.name, metric.help, boundaries=list(metric.boundaries), tag_keys=metric.labels)

@@ -11,10 +11,10 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from hymirec.answers import Coarse, Recommendations
+from hymirec.answers import Coarse, Keys, Query, Recommendations, Times
 from hymirec.errors import HyMiRecError, OverloadedError, StageUnavailableError
 from hymirec.service.models import ExplainReply, HistoryEvent, ItemReply, ItemsReply
-from hymirec.service.stages import Keys, Query, Snapshot, Times
+from hymirec.service.stages import Snapshot
 from hymirec.streaming import ConsumerStatus
 
 

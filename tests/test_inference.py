@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tiny_run import ITEMS, RECENT, build_tiny_run, tiny_config, trending
 
 from hymirec import HyMiRec
+from hymirec.answers import Query
 from hymirec.catalog.keys import item_keys
 from hymirec.catalog.prepared import Sequences
 from hymirec.errors import BundleMismatchError, RequestError
-from hymirec.inference import Recommendations
+from hymirec.inference import Recommendations, mean_cosines
 from hymirec.recommender.requests import split_ranks, users_with_targets
 from hymirec.recommender.trend import Trend
 
@@ -136,6 +139,32 @@ def test_many_at_once_get_what_each_gets_alone(model: HyMiRec) -> None:
     assert model.recommend_many([], k=3) == []
     with pytest.raises(RequestError, match="one for each of 7"):
         model.recommend_many(histories, now=[NOW])
+
+
+def test_each_request_of_a_batch_keeps_its_options(model: HyMiRec) -> None:
+    history = some(model, 20)
+    keys, ts = item_keys(item for item, _ in history), np.array([at for _, at in history])
+    best = model.recommend(history, k=20, now=NOW)
+    hidden = item_keys(ids(best)[:3])
+    plain = Query(keys, ts, 20, NOW, item_keys([]))
+    options: list[dict[str, Any]] = [{}, {"k": 4}, {"exclude": hidden}, {"filter_seen": False}, {"now": NOW + 9 * DAY}]
+    found = model.recommend_batch([dataclasses.replace(plain, **changes) for changes in options])
+    assert ids(found[1]) == ids(best)[:4]
+    assert ids(found[2])[:17] == ids(best)[3:]
+    for changes, together in zip(options, found, strict=True):
+        alone = model.recommend_batch([dataclasses.replace(plain, **changes)])[0]
+        assert ids(together) == ids(alone)
+        assert [i.score for i in together.items] == pytest.approx([i.score for i in alone.items], abs=1e-5)
+
+
+def test_the_mean_cosine_of_interests_is_that_of_all_pairs() -> None:
+    vectors = np.random.default_rng(0).normal(size=(5, 4, 8)).astype(np.float32)
+    unit = vectors / np.linalg.norm(vectors, axis=2, keepdims=True)
+    pairs = [[row[i] @ row[j] for i, j in itertools.combinations(range(4), 2)] for row in unit]
+    assert np.allclose(mean_cosines(vectors), np.mean(pairs, axis=1), atol=1e-6)
+    same = np.repeat(vectors[:, :1], 3, axis=1) * np.array([1.0, 0.5, 0.1], np.float32)[:, None]
+    assert np.allclose(mean_cosines(same), 1.0, atol=1e-6)
+    assert len(mean_cosines(vectors[:, :1])) == 0
 
 
 def test_coarse_interests_that_were_kept_change_nothing(model: HyMiRec) -> None:

@@ -140,8 +140,17 @@ class ItemIndex:
         queries = np.ascontiguousarray(interests_BSW.reshape(batch * interests, width), np.float32)
         scores, items = self._index.search(queries, wanted)
         scores, items = scores.reshape(batch, interests, wanted), items.reshape(batch, interests, wanted)
+        # What a request gets, and what it costs to merge, does not depend on how much others exclude.
+        own = [min(wanted, k + len(row)) for row in excluded]
         return [
-            self._row(interests_BSW[row], items[row], scores[row], excluded[row], k, self._approximate)
+            self._row(
+                interests_BSW[row],
+                items[row, :, : own[row]],
+                scores[row, :, : own[row]],
+                excluded[row],
+                k,
+                self._approximate,
+            )
             for row in range(batch)
         ]
 

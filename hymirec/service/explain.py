@@ -8,10 +8,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hymirec.answers import Recommendations
+from hymirec.answers import Query, Recommendations
 from hymirec.inference import HyMiRec
 from hymirec.service.models import ExplainedInterest, ExplainedItem, ExplainReply, NearItem, PastItem
-from hymirec.service.stages import Query
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hymirec.answers import Recommendations
+from hymirec.answers import Query, Recommendations
 from hymirec.catalog.events import Event
 from hymirec.catalog.keys import item_keys
 from hymirec.config import ServiceConfig
@@ -43,7 +43,7 @@ from hymirec.service.models import (
     RecommendRequest,
 )
 from hymirec.service.release import Release, remember
-from hymirec.service.stages import Query, RankerStage, Snapshot, WriterStage
+from hymirec.service.stages import RankerStage, Snapshot, WriterStage
 from hymirec.streaming import erase_message, event_message, open_log
 from hymirec.streaming.source import EventProducer
 from hymirec.telemetry import (
@@ -139,8 +139,8 @@ class Frontend:
         deadline = Deadline(self._limits.request_timeout_seconds)
         now = int(time.time()) if body.now is None else body.now
         snapshot = _given(body, now) or await self._history(body, deadline)
-        query = _query(body, now, snapshot)
         seconds = deadline.left(self._limits.stage_timeout_seconds)
+        query = replace(_query(body, now, snapshot), seconds=seconds)
         found = await ask(RANKER, lambda: self._ranker.explain(query, body.nearest), seconds)
         behind = {"degraded": True, "reason": BEHIND} if _is_behind(snapshot.history, body) else {}
         return found.model_copy(update={"as_of": _as_of(snapshot), **behind})

@@ -16,11 +16,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from hymirec.answers import Recommendations
+from hymirec.answers import Keys, Query, Recommendations
 from hymirec.catalog.keys import item_keys
 from hymirec.errors import HyMiRecError, StageUnavailableError
 from hymirec.service.calls import Deadline, ask
-from hymirec.service.stages import Keys, Query, RankerStage
+from hymirec.service.stages import RankerStage
 
 log = logging.getLogger(__name__)
 FULL, CACHED_COARSE, POPULAR, BEHIND = "full", "cached_coarse", "popular", "behind"
@@ -85,7 +85,11 @@ class Ladder:
         return self.popular(query)
 
     async def _rank(self, query: Query, seconds: float) -> Recommendations:
-        return await ask("recommender", lambda: self._ranker.recommend(query), seconds)
+        """Each try says how much time is left, so that a ranker never works for a caller who has gone."""
+        deadline = Deadline(seconds)
+        return await ask(
+            "recommender", lambda: self._ranker.recommend(replace(query, seconds=deadline.left())), seconds
+        )
 
     def popular(self, query: Query) -> Recommendations:
         """The last rung."""

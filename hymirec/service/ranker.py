@@ -1,8 +1,8 @@
 """The ranker: a bundle in memory, swapped by moving one reference.
 
 Every method uses the bundle it finds when it begins, to its end, so no answer mixes two. The model runs on one thread
-of its own, with as many torch and faiss threads as the config gives: requests wait in line for it instead of fighting
-over the cores, and one that nobody waits for any more is taken out of the line.
+of its own, with as many torch and faiss threads as the config gives: requests wait in line for it (`Line`) instead of
+fighting over the cores, and those that wait together are answered together.
 """
 
 from __future__ import annotations
@@ -11,40 +11,36 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from dataclasses import replace
 
 import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hymirec.answers import Coarse, Recommendations
+from hymirec.answers import Coarse, Keys, Query, Recommendations, Times
 from hymirec.artifacts import MANIFEST
 from hymirec.catalog.events import action_name
 from hymirec.config import ServiceConfig
 from hymirec.errors import BundleError, HyMiRecError, UnknownItemError
 from hymirec.inference import HyMiRec
 from hymirec.service.explain import explain
+from hymirec.service.line import Line
 from hymirec.service.models import ExplainReply, HistoryEvent, ItemReply, ItemsReply
 from hymirec.service.pulse import Pulse
 from hymirec.service.release import swapped_in
-from hymirec.service.stages import Keys, Query, Times
 from hymirec.streaming import open_log
 from hymirec.telemetry import (
     BUNDLE_AGE,
     BUNDLE_INFO,
     BUNDLE_ITEMS,
     COARSE_CACHE,
-    STAGE_SECONDS,
     Observe,
     unobserved,
 )
 
 log = logging.getLogger(__name__)
 SMOKE_ITEMS = 3
-T = TypeVar("T")
 
 
 class Ranker:
@@ -55,13 +51,13 @@ class Ranker:
         faiss.omp_set_num_threads(config.threads)
         self._configured, self._config, self._observe = config.bundle, config, observe
         self._reported = ""
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._line = Line(config.limits.max_batch_events, observe)
         self._loading = threading.Lock()
         self._staged: HyMiRec | None = None
         self._refused = ""
         self._model = _open_active(config.bundle)
         # The first answer costs a hundred times the next: no user waits for it, or gets popular items instead.
-        self._executor.submit(_ask, self._model).result()
+        self._line.first(lambda: _ask(self._model))
         self._model.meter = observe
         self._pulse = self._listen(self._model)
 
@@ -87,16 +83,7 @@ class Ranker:
         """End the threads."""
         if self._pulse is not None:
             self._pulse.close()
-        self._executor.shutdown(wait=False, cancel_futures=True)
-
-    async def _run(self, work: Callable[[], T]) -> T:
-        asked = time.perf_counter()
-
-        def begin() -> T:
-            self._observe(STAGE_SECONDS, time.perf_counter() - asked, stage="wait")
-            return work()
-
-        return await asyncio.get_running_loop().run_in_executor(self._executor, begin)
+        self._line.close()
 
     def report(self) -> None:
         """Say which bundle serves, and how old it is; to be called every few seconds."""
@@ -114,34 +101,26 @@ class Ranker:
         self._observe(BUNDLE_AGE, max(0.0, time.time() - written))
 
     async def recommend(self, query: Query) -> Recommendations:
-        """See `HyMiRec.recommend_keys`. Coarse interests of another bundle are not used."""
+        """See `HyMiRec.recommend_keys`. Coarse interests of another bundle are not used.
+
+        Raises StageUnavailableError when the query's seconds have passed before the model was free.
+        """
         model = self._model
-        coarse = query.coarse
-        if coarse is not None and coarse.bundle != model.bundle_id:
-            coarse = None
+        if query.coarse is not None and query.coarse.bundle != model.bundle_id:
+            query = replace(query, coarse=None)
             self._observe(COARSE_CACHE, 1, result="stale")
-        return await self._run(
-            lambda: model.recommend_keys(
-                query.keys,
-                query.ts,
-                query.k,
-                now=query.now,
-                exclude=query.exclude,
-                filter_seen=query.filter_seen,
-                coarse=coarse,
-                stale_ok=query.stale_ok,
-            )
-        )
+        return await self._line.recommend(model, query)
 
     async def explain(self, query: Query, nearest: int) -> ExplainReply:
         """See `explain`. Costs two recommendations."""
         model = self._model
-        return await self._run(lambda: explain(model, query, nearest))
+        return await self._line.run(lambda: explain(model, query, nearest), query.seconds)
 
     async def coarse(self, keys: Keys, ts: Times, now: int) -> Coarse:
-        """See `HyMiRec.coarse_keys`."""
+        """See `HyMiRec.coarse_keys`. Near-line: requests go first."""
         model = self._model
-        return await self._run(lambda: model.coarse_keys(keys, ts, now))
+        seconds = self._config.limits.stage_timeout_seconds
+        return await self._line.run(lambda: model.coarse_keys(keys, ts, now), seconds, nearline=True)
 
     async def popular(self, k: int) -> Recommendations:
         """The `k` most popular items."""

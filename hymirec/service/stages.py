@@ -9,13 +9,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hymirec.answers import Coarse, Recommendations
+from hymirec.answers import Coarse, Keys, Query, Recommendations, Times
 from hymirec.history import History
 from hymirec.service.models import ExplainReply, HistoryEvent, ItemReply, ItemsReply
 from hymirec.streaming import ConsumerStatus
-
-Keys = NDArray[np.uint64]
-Times = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -25,20 +22,6 @@ class Snapshot:
     history: History
     coarse: Coarse | None
     offsets: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Query:
-    """A question to the ranker. `exclude` are item keys; `stale_ok` takes `coarse` for good even when it is not."""
-
-    keys: Keys
-    ts: Times
-    k: int
-    now: int
-    exclude: Keys
-    filter_seen: bool = True
-    coarse: Coarse | None = None
-    stale_ok: bool = False
 
 
 class RankerStage(Protocol):

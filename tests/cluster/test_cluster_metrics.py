@@ -28,7 +28,7 @@ FOREIGN = {"up": {"job", "instance"}, "ray_node_cpu_utilization": {"ip"}, "ray_n
 # What Ray adds to every metric of a deployment.
 ADDED = {"application", "deployment", "replica"}
 SUFFIXES = {"counter": ("",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
-UNITS = ("_total", "_seconds", "_events", "_users", "_items", "_info", "_ready", "_problems")
+UNITS = ("_total", "_seconds", "_events", "_users", "_items", "_info", "_ready", "_problems", "_requests", "_ratio")
 WORDS = re.compile(r"[A-Za-z_:][A-Za-z0-9_:]*")
 SERIES = re.compile(r"([A-Za-z_:][A-Za-z0-9_:]*)\s*(\{[^}]*\})?")
 

@@ -22,7 +22,7 @@ from service_kit import BASE_TS, another_release, event, service_config, until
 from hymirec import HyMiRec
 from hymirec.artifacts import read_manifest
 from hymirec.config import ServiceConfig
-from hymirec.telemetry import COARSE_FORGOTTEN, DEGRADED, METRICS, SHED
+from hymirec.telemetry import COARSE_FORGOTTEN, DEGRADED, DROPPED, METRICS, SHED
 from serve_apps.local import run_local, stop_local
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -130,7 +130,7 @@ def test_what_is_measured_arrives_where_prometheus_reads(application: Applicatio
     application.post(*(event(i, "mia", item) for i, item in enumerate([*items[:9], "unheard of"])))
     application.history("mia", 10)
     # These count trouble, of which there is none.
-    wanted = {metric.name for metric in METRICS} - {SHED.name, DEGRADED.name, COARSE_FORGOTTEN.name}
+    wanted = {metric.name for metric in METRICS} - {SHED.name, DEGRADED.name, DROPPED.name, COARSE_FORGOTTEN.name}
     port = ray.nodes()[0]["MetricsExportPort"]
 
     def look() -> str | None:

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from service_kit import BASE_TS, LocalService, event, service_config, until
 
-from hymirec.answers import Recommendations
+from hymirec.answers import Query, Recommendations
 from hymirec.config import LimitsConfig
 from hymirec.errors import OverloadedError, StageUnavailableError
 from hymirec.service.ladder import PopularList
-from hymirec.service.stages import Query, RankerStage
+from hymirec.service.stages import RankerStage
 
 NOW = BASE_TS + 1_000
 LIMITS = LimitsConfig(request_timeout_seconds=2.0, stage_timeout_seconds=0.3)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from service_kit import another_release, service_config
 
+from hymirec.answers import Query
 from hymirec.artifacts import read_manifest, write_manifest
 from hymirec.catalog.keys import item_keys
 from hymirec.errors import BundleError, UnknownItemError
 from hymirec.service.ranker import Ranker
 from hymirec.service.release import FILE, Release, remember, swapped_in
-from hymirec.service.stages import Query
 
 
 @pytest.fixture

@@ -36,6 +36,9 @@ def test_a_request_tells_its_stages_its_reason_and_its_status(observed: LocalSer
     assert heard.labels(t.STAGE_SECONDS, "stage") == {"recommender", "wait", "coarse", "model", "index"}
     assert heard.labels(t.COARSE_CACHE, "result") == set()
     assert len(heard.of(t.RECOMMEND_SECONDS, reason="full")) == 1
+    assert heard.of(t.BATCH_REQUESTS) == [1]
+    (overlap,) = heard.of(t.INTEREST_OVERLAP)
+    assert -1 <= overlap <= 1
     assert heard.of(t.UNKNOWN_ITEMS) == [1]
     assert observed.call("GET", "/v1/items/none").status_code == 404
     assert observed.call("GET", "/healthz").status_code == 200
