@@ -161,6 +161,57 @@ def codebook_refresh(
     out.print(drift_markdown(report), markup=False)
 
 
+@app.command()
+@speaks
+def load(
+    url: Annotated[str, typer.Argument(metavar="URL", help="where the service answers, http://127.0.0.1:8000")],
+    interactions: Annotated[Path, typer.Option(help="Parquet of user, item, ts (file or directory): who comes")],
+    rate: Annotated[float, typer.Option(help="open loop: visits a second, whatever the service does", min=0.01)] = 10.0,
+    clients: Annotated[int, typer.Option(help="instead, closed loop: so many at a time", min=0)] = 0,
+    seconds: Annotated[float, typer.Option(help="how long", min=1)] = 30.0,
+    own_times: Annotated[bool, typer.Option(help="arrivals as in the data, to scale; else Poisson")] = False,
+    past: Annotated[float, typer.Option(help="share of the interactions from before the load", min=0, max=1)] = 0.9,
+    post_past: Annotated[bool, typer.Option(help="post that share first, with its own times")] = False,
+    users: Annotated[int | None, typer.Option(help="only so many users [all]", min=1)] = None,
+    k: Annotated[int, typer.Option("-k", help="items of an answer", min=1)] = 20,
+    event_share: Annotated[float, typer.Option(help="visits with an event", min=0, max=1)] = 0.5,
+    probe_share: Annotated[float, typer.Option(help="events whose way is timed", min=0, max=1)] = 0.1,
+    within: Annotated[float, typer.Option(help="good is a full answer within so many seconds", min=0)] = 0.5,
+    bundles: Annotated[list[Path] | None, typer.Option("--bundle", help="may answer, too [the one that does]")] = None,
+    seed: Annotated[int, typer.Option(help="of arrivals and shares")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table")] = False,
+) -> None:
+    """Replay real users' arrivals against a running service, look at every reply, and measure; exit 1 if one is bad.
+
+    A token, where the service wants one, is read from $HYMIREC_TOKEN (scopes read and write).
+    """
+    import asyncio
+
+    from hymirec.artifacts import read_manifest
+    from hymirec.load import Load, LoadPlan, Traffic, report, table
+
+    plan = LoadPlan(
+        url=url,
+        seconds=seconds,
+        rate=rate,
+        clients=clients,
+        own_times=own_times,
+        k=k,
+        event_share=event_share,
+        probe_share=probe_share,
+        seed=seed,
+        token=os.environ.get("HYMIREC_TOKEN"),
+        bundles=frozenset(read_manifest(directory).id for directory in bundles or ()),
+    )
+    found = report(asyncio.run(Load(plan, Traffic.read(interactions, past, users)).run(post_past)), within)
+    if as_json:
+        _print_json(found)
+    else:
+        out.print(table(found), markup=False)
+    if found["failed"] or found["wrong"] or found["events"]["failed"] or found["event_to_visible"]["never"]:
+        raise typer.Exit(1)
+
+
 @bundle.command("inspect")
 @speaks
 def bundle_inspect(directory: Path) -> None:

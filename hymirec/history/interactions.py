@@ -55,20 +55,28 @@ def read_interactions(path: Path) -> pa.Table:
     return pa.concat_tables(tables, promote_options="permissive")
 
 
+def interaction_times(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Time (N,) of every row, in seconds since 1970.
+
+    Raises DataError for a missing id or a time that no history can hold.
+    """
+    if any(table[name].null_count for name in COLUMNS[:3]):
+        raise DataError("interactions: user, item and ts must not be empty; `hymirec validate` names the rows")
+    ts_N = _seconds(table["ts"])
+    if len(ts_N) and not 0 <= int(ts_N.min()) <= int(ts_N.max()) <= MAX_TS:
+        raise DataError(f"interactions: ts from {ts_N.min()} to {ts_N.max()}; expected seconds since 1970")
+    return ts_N
+
+
 def entries_of(table: pa.Table) -> Iterator[Entry]:
     """Entries of all rows, user by user in order of first appearance; offsets count from 0.
 
     Raises DataError for a missing id or a time that no history can hold.
     """
-    needed = [table[name] for name in COLUMNS[:3]]
-    if any(column.null_count for column in needed):
-        raise DataError("interactions: user, item and ts must not be empty; `hymirec validate` names the rows")
-    users = needed[0].combine_chunks().dictionary_encode()
+    ts_N = interaction_times(table)
+    users = table["user"].combine_chunks().dictionary_encode()
     user_N, names = users.indices.to_numpy(), users.dictionary.to_pylist()
-    ts_N = _seconds(needed[2])
-    if len(ts_N) and not 0 <= int(ts_N.min()) <= int(ts_N.max()) <= MAX_TS:
-        raise DataError(f"interactions: ts from {ts_N.min()} to {ts_N.max()}; expected seconds since 1970")
-    items = needed[1].combine_chunks().dictionary_encode()
+    items = table["item"].combine_chunks().dictionary_encode()
     key_N = item_keys(items.dictionary.to_pylist())[items.indices.to_numpy()]
     actions = table["action"].to_pylist() if "action" in table.column_names else None
     ids = table["event_id"].to_pylist() if "event_id" in table.column_names else None
