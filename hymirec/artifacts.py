@@ -149,11 +149,12 @@ class Step:
     """One step of a run: a directory that is done when its manifest holds the hash of these inputs.
 
     `inputs` is everything the step's result depends on: its part of the config and the manifest ids of the steps
-    before it.
+    before it. The manifest's kind is `kind`, or else the name.
     """
 
-    def __init__(self, run_dir: Path, name: str, inputs: Mapping[str, Any]) -> None:
+    def __init__(self, run_dir: Path, name: str, inputs: Mapping[str, Any], kind: str | None = None) -> None:
         self.name = name
+        self.kind = kind or name
         self.dir = run_dir / name
         self.inputs = hash_json(dict(inputs))
 
@@ -161,7 +162,7 @@ class Step:
         """The manifest if the step is done for these inputs and its files are whole, else None."""
         try:
             manifest = read_manifest(self.dir)
-            if manifest.inputs != self.inputs or manifest.kind != self.name:
+            if manifest.inputs != self.inputs or manifest.kind != self.kind:
                 return None
             return verify(self.dir)
         except (ArtifactMissingError, ArtifactDamagedError):
@@ -186,7 +187,7 @@ class Step:
         Raises ArtifactMissingError or ArtifactDamagedError when `other` is not such a directory.
         """
         manifest = read_manifest(other)
-        if (manifest.kind, manifest.inputs) != (self.name, self.inputs):
+        if (manifest.kind, manifest.inputs) != (self.kind, self.inputs):
             raise ArtifactDamagedError(f"{other} holds no {self.name} of the same inputs; run the step instead")
         if self.dir.exists():
             shutil.rmtree(self.dir)
@@ -203,4 +204,4 @@ class Step:
 
     def commit(self, info: Mapping[str, Any] | None = None) -> Manifest:
         """Write the manifest; from here on the step is done."""
-        return write_manifest(self.dir, self.name, self.inputs, info)
+        return write_manifest(self.dir, self.kind, self.inputs, info)

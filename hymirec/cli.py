@@ -232,6 +232,25 @@ def bundle_verify(directory: Path) -> None:
     out.print(f"{len(manifest.files)} files are whole; id {manifest.id}")
 
 
+@bundle.command("add-items")
+@speaks
+def bundle_add_items(
+    run_dir: Path,
+    items: Annotated[str, typer.Argument(help="Parquet or CSV of items, or a directory of them")],
+    base: Annotated[Path | None, typer.Option(help="the bundle to start from [RUN_DIR/bundle]")] = None,
+    target: Annotated[Path | None, typer.Option("--out", help="the new bundle [RUN_DIR/bundles/...]")] = None,
+) -> None:
+    """Make a new bundle that also recommends new items, without training.
+
+    On a cluster: ray_jobs/add_items.py.
+    """
+    from hymirec.additions import add_items
+    from hymirec.config import PipelineConfig, load
+
+    settings = load(PipelineConfig, run_dir / "config.yaml").model_copy(update={"run_dir": str(run_dir)})
+    out.print(add_items(settings, items, base, target).outcome(), markup=False, soft_wrap=True)
+
+
 @config.command("docs")
 @speaks
 def config_docs() -> None:

@@ -219,12 +219,19 @@ class CodeWorker:
 def codes_step(
     config: PipelineConfig, run_dir: Path, out: Path, on_progress: OnProgress | None = None
 ) -> dict[str, Any]:
+    """Write `out/part-*.parquet`, one for each part of the run's embeddings."""
+    code_items(config, run_dir / "codebook", run_dir / "embeddings", out, on_progress)
+    return {}
+
+
+def code_items(
+    config: PipelineConfig, codebook: Path, embeddings: Path, out: Path, on_progress: OnProgress | None = None
+) -> None:
     """Write `out/part-*.parquet`, one for each part of the embeddings. Coding needs no GPU and asks for none."""
     arguments = {
-        "codebook_dir": str(run_dir / "codebook"),
+        "codebook_dir": str(codebook),
         "target": str(out),
         "threads": config.compute.threads_per_worker,
     }
     compute = config.compute.model_copy(update={"use_gpu": False})
-    map_parts(CodeWorker, arguments, run_dir / "embeddings", out, compute, on_progress)
-    return {}
+    map_parts(CodeWorker, arguments, embeddings, out, compute, on_progress)

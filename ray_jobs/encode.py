@@ -35,6 +35,22 @@ class EncodeWorker:
         return {"rows": np.array([s.rows for s in stats]), "fallbacks": np.array([s.fallbacks for s in stats])}
 
 
+def encode_items(
+    config: PipelineConfig, encoder: Path, items: Path, out: Path, on_progress: OnProgress | None = None
+) -> None:
+    """Write `out/part-*.parquet`, one for each part of `items`, with the encoder of a directory."""
+    compute = config.compute
+    arguments = {
+        "encoder_dir": str(encoder),
+        "target": str(out),
+        "batch": config.encoder.encode_batch,
+        "threads": compute.threads_per_worker,
+        "use_gpu": compute.use_gpu,
+        "bf16": compute.bf16,
+    }
+    map_parts(EncodeWorker, arguments, items, out, compute, on_progress)
+
+
 def encode_step(
     config: PipelineConfig, run_dir: Path, out: Path, on_progress: OnProgress | None = None
 ) -> dict[str, Any]:
@@ -43,17 +59,8 @@ def encode_step(
     Parts that are already in `out` stay as they are. `on_progress(done, total)` counts parts. Returns {"width": D,
     "without_text": items that have the fallback's embedding}, the same after a resume. Raises NonFiniteEmbeddingError.
     """
-    compute = config.compute
-    arguments = {
-        "encoder_dir": str(run_dir / "encoder"),
-        "target": str(out),
-        "batch": config.encoder.encode_batch,
-        "threads": compute.threads_per_worker,
-        "use_gpu": compute.use_gpu,
-        "bf16": compute.bf16,
-    }
     items = run_dir / "data" / ITEMS_DIR
-    map_parts(EncodeWorker, arguments, items, out, compute, on_progress)
+    encode_items(config, run_dir / "encoder", items, out, on_progress)
     texts = (read_table(path, [TEXT])[TEXT] for path in part_paths(items))
     without_text = sum(pc.sum(pc.equal(pc.utf8_trim_whitespace(column), "")).as_py() or 0 for column in texts)
     return {"width": vector_width(out), "without_text": without_text}

@@ -11,24 +11,10 @@ import numpy as np
 import ray
 
 from hymirec import errors
-from hymirec.catalog.parts import part_paths, part_rows
+from hymirec.catalog.parts import part_paths, pending_parts
 from hymirec.config import ComputeConfig
-from hymirec.errors import ArtifactDamagedError, ArtifactError, HyMiRecError, ModelError
+from hymirec.errors import ArtifactError, HyMiRecError, ModelError
 from ray_jobs.console import OnProgress
-
-
-def pending_parts(source: Path, target: Path) -> list[Path]:
-    """Parts of `source` without a whole counterpart in `target` (parts are renamed into place when complete)."""
-    pending = []
-    for part in part_paths(source):
-        done = target / part.name
-        try:
-            whole = done.is_file() and part_rows(done) == part_rows(part)
-        except ArtifactDamagedError:
-            whole = False
-        if not whole:
-            pending.append(part)
-    return pending
 
 
 class _Guarded:

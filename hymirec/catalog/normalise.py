@@ -27,7 +27,12 @@ class Tables:
 def normalise(items: pa.Table, interactions: pa.Table) -> Tables:
     """Bring both tables to the types of `schemas`; interactions keep only the columns that are used."""
     kept = [name for name in (USER, ITEM, TS, ACTION) if name in interactions.column_names]
-    return Tables(_each(items, _plain), _each(interactions.select(kept), _plain))
+    return Tables(plain(items), plain(interactions.select(kept)))
+
+
+def plain(table: pa.Table) -> pa.Table:
+    """One table in the types of `schemas`."""
+    return _each(table, _plain)
 
 
 def _each(table: pa.Table, change: Callable[[str, pa.ChunkedArray], pa.ChunkedArray]) -> pa.Table:

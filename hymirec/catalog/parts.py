@@ -76,6 +76,20 @@ def part_rows(path: Path) -> int:
         raise ArtifactDamagedError(f"{path} cannot be read ({e}); delete its directory and run the step again") from e
 
 
+def pending_parts(source: Path, target: Path) -> list[Path]:
+    """Parts of `source` without a whole counterpart in `target` (parts are renamed into place when complete)."""
+    pending = []
+    for part in part_paths(source):
+        done = target / part.name
+        try:
+            whole = done.is_file() and part_rows(done) == part_rows(part)
+        except ArtifactDamagedError:
+            whole = False
+        if not whole:
+            pending.append(part)
+    return pending
+
+
 def to_numpy(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
     """A column without nulls as one writable numpy array (torch warns about arrays it must not write to)."""
     array: NDArray[Any] = column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.to_numpy()

@@ -75,7 +75,7 @@ def prepare(tables: Tables, config: DataConfig, out: Path) -> dict[str, Any]:
     training = step < np.repeat(n_train, lengths)
     popularity = np.bincount(events.item[training], minlength=len(ids)).astype(np.int64)
 
-    without_text = _write_items(tables.items, ids, popularity, columns, config.part_rows, out)
+    without_text = write_items(tables.items, ids, popularity, columns, config.part_rows, out / ITEMS_DIR)
     _write_sequences(events, lengths, n_train, n_val, out)
     stats = {
         **_stats(events, lengths, n_train, n_val, popularity),
@@ -171,16 +171,18 @@ def _split(events: _Events, config: DataConfig) -> tuple[NDArray[np.int32], NDAr
     return n_train.astype(np.int32), n_val.astype(np.int32)
 
 
-def _write_items(
-    items: pa.Table, ids: pa.Array, popularity: Ints, columns: list[str], part_rows: int, out: Path
-) -> int:
-    """Write the parts; returns the number of items without any text."""
+def write_items(items: pa.Table, ids: pa.Array, popularity: Ints, columns: list[str], part_rows: int, out: Path) -> int:
+    """Write the items with these ids, in this order, as parts of a directory, and remove what parts it held before.
+
+    Index i is the i-th id; texts are made of `columns`. Returns the number of items without any text. Raises DataError
+    when two items have one key.
+    """
     keys = item_keys(ids.to_pylist())
     for a, b in colliding_keys(keys)[:1]:
         raise DataError(f"items {ids[a].as_py()!r} and {ids[b].as_py()!r} have one 64-bit key; rename one of them")
     row = to_numpy(pc.index_in(ids, value_set=one_array(items[ITEM])))
     used = items.select(list(dict.fromkeys([TITLE, *columns])))
-    shutil.rmtree(out / ITEMS_DIR, ignore_errors=True)  # parts of a run that was cut off
+    shutil.rmtree(out, ignore_errors=True)  # parts of a run that was cut off
     schema = items_schema(ids.type)
     without_text = 0
     for number, start in enumerate(range(0, len(ids), part_rows)):
@@ -196,7 +198,7 @@ def _write_items(
             text,
             pa.array(popularity[start:stop]),
         ]
-        write_table(out / ITEMS_DIR / part_name(number), pa.table(arrays, schema=schema))
+        write_table(out / part_name(number), pa.table(arrays, schema=schema))
     return without_text
 
 

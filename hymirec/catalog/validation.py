@@ -33,24 +33,25 @@ Describe = Callable[[int], str]
 
 def find_problems(items: pa.Table, interactions: pa.Table) -> list[str]:
     """Everything that keeps the tables (in plain types, see `normalise`) from being used, one line a problem."""
-    found = _shape("items", items) + _shape("interactions", interactions)
-    usable = {
-        table: {name for name, wanted in _COLUMNS[table].items() if _fits(data, name, wanted)}
-        for table, data in (("items", items), ("interactions", interactions))
-    }
-    for table, data in (("items", items), ("interactions", interactions)):
-        for column in (ITEM,) if table == "items" else (USER, ITEM, TS):
-            if column in usable[table]:
-                found += _lines(
-                    table, column, _nulls(data[column]), lambda row: "is null; give it a value or leave the row out"
-                )
-    if ITEM in usable["items"]:
+    found = find_item_problems(items) + _shape("interactions", interactions)
+    usable = {name for name, wanted in _COLUMNS["interactions"].items() if _fits(interactions, name, wanted)}
+    for column in (USER, ITEM, TS):
+        if column in usable:
+            found += _null_lines("interactions", interactions, column)
+    if _fits(items, ITEM, _ID) and ITEM in usable:
+        found += _unknown_items(items[ITEM], interactions[ITEM])
+    if TS in usable:
+        found += _times(interactions[TS])
+    return found
+
+
+def find_item_problems(items: pa.Table) -> list[str]:
+    """Everything that keeps a table of items alone (in plain types) from being used, one line a problem."""
+    found = _shape("items", items)
+    if _fits(items, ITEM, _ID):
+        found += _null_lines("items", items, ITEM)
         found += _duplicates(items[ITEM])
         found += _collisions(items[ITEM])
-    if ITEM in usable["items"] and ITEM in usable["interactions"]:
-        found += _unknown_items(items[ITEM], interactions[ITEM])
-    if TS in usable["interactions"]:
-        found += _times(interactions[TS])
     return found
 
 
@@ -67,7 +68,11 @@ def find_warnings(items: pa.Table, interactions: pa.Table) -> list[str]:
 
 def check(tables: Tables) -> None:
     """Raise ValidationError with every problem of the tables, if there is any."""
-    problems = find_problems(tables.items, tables.interactions)
+    refuse(find_problems(tables.items, tables.interactions))
+
+
+def refuse(problems: list[str]) -> None:
+    """Raise ValidationError with the problems, if there is any."""
     if problems:
         shown = "\n  ".join(problems[:MAX_LINES])
         more = f"\n  ... and {len(problems) - MAX_LINES} lines more" if len(problems) > MAX_LINES else ""
@@ -117,6 +122,10 @@ def _lines(table: str, column: str, rows: NDArray[np.int64], describe: Describe)
     if len(rows) > MAX_LINES:
         found.append(f"{table}, column {column}: {len(rows) - MAX_LINES} rows more of that kind ({len(rows)} in all)")
     return found
+
+
+def _null_lines(table: str, data: pa.Table, column: str) -> list[str]:
+    return _lines(table, column, _nulls(data[column]), lambda row: "is null; give it a value or leave the row out")
 
 
 def _nulls(column: pa.ChunkedArray) -> NDArray[np.int64]:

@@ -93,6 +93,12 @@ class ItemCodes:
         """Some of the rows, in the order asked for."""
         return ItemCodes(self.layout, self.packed_NR[rows])
 
+    def followed_by(self, more: ItemCodes) -> ItemCodes:
+        """These rows and then those of other items. Raises ValueError for codes of another layout."""
+        if more.layout.as_dict() != self.layout.as_dict():
+            raise ValueError("expected codes of one layout; code the items with the codebook of the others")
+        return ItemCodes(self.layout, np.concatenate([self.packed_NR, more.packed_NR]))
+
     @property
     def codes_NL(self) -> NDArray[np.uint16]:  # noqa: N802
         """All codes (N, L), unpacked anew: for reports and tests, not for batches."""

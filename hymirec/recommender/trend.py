@@ -134,3 +134,14 @@ def open_trend(directory: Path) -> tuple[Trend, TrendCounts | None]:
         return trend, None
     tensors = load_file(directory / COUNTS_FILE)
     return trend, TrendCounts(tensors["counts"], int(tensors["at"]), trend.half_life)
+
+
+def extend_trend(source: Path, target: Path, more: int) -> None:
+    """Write the trend of one directory to another, with `more` items at the end that nobody has touched."""
+    if not (source / FILE).is_file():
+        return
+    write_json(target / FILE, read_json(source / FILE))
+    _, counts = open_trend(source)
+    if counts is not None:
+        longer_N = np.concatenate([counts.at_N, np.zeros(more, np.float32)])
+        save_file({"counts": longer_N, "at": np.array(counts.at, np.int64)}, target / COUNTS_FILE)

@@ -89,9 +89,14 @@ class ItemIndex:
             index = faiss.IndexHNSWFlat(width, config.hnsw_links, faiss.METRIC_INNER_PRODUCT)
             index.hnsw.efConstruction = config.hnsw_search
             index.hnsw.efSearch = config.hnsw_search
+        built = cls(index)
+        built.add(vectors_NW)
+        return built
+
+    def add(self, vectors_MW: Floats) -> None:
+        """Append the vectors (M, W) of new items. Not while others search."""
         with _one_thread():
-            index.add(np.ascontiguousarray(vectors_NW, np.float32))
-        return cls(index)
+            self._index.add(np.ascontiguousarray(vectors_MW, np.float32))
 
     def __len__(self) -> int:
         return int(self._index.ntotal)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from toy_run import LAYERS, WIDTH, toy_config
 
-from hymirec.codebook import ItemCodes
+from hymirec.codebook import ItemCodes, ResidualCodebook
 from hymirec.codebook.magnitudes import magnitude_codec
 from hymirec.errors import ArtifactMissingError, ConfigError, ModelError
+from hymirec.recommender.extend import extend_recommender
 from hymirec.recommender.hybrid import SERVING_FILE, HybridConfig, HybridModel
 from hymirec.recommender.llm import empty_llm, llm_architecture
 
@@ -171,6 +172,18 @@ def test_missing_or_foreign_tables_are_refused(tmp_path: Path) -> None:
         model.attach_codes(codes().take(np.arange(1, N)), torch.randn(LAYERS, 8, WIDTH))
     with pytest.raises(ArtifactMissingError, match=r"config\.json"):
         HybridModel.open(tmp_path, codes())
+
+
+def test_a_model_without_texts_takes_no_new_items(tmp_path: Path) -> None:
+    model = fresh("recommender.item.text=false")
+    model.save_pretrained(tmp_path)
+    model.save_serving(tmp_path)
+    directions = torch.nn.functional.normalize(torch.randn(LAYERS, 8, WIDTH), dim=2)
+    new = codes().take(np.arange(2))
+    with pytest.raises(ModelError, match="text=false"):
+        extend_recommender(
+            tmp_path, tmp_path / "new", ResidualCodebook(directions), codes(), new, np.ones((2, WIDTH), np.float32)
+        )
 
 
 def test_an_unknown_model_type_is_a_config_error() -> None:
