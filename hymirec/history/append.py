@@ -45,7 +45,7 @@ from hymirec.history.store import ApplyResult, Entry, PartitionBatch
 # Old pages looked at when a page is begun: two, so that a history of old pages shrinks.
 EXPIRED_AT_ONCE = 2
 HASH_BYTES = 8
-MARKS, MARKED_ANEW = 4_096, 1_024
+MARKS, MARK_BYTES, MARKED_ANEW = 32_768, 4_096, 1_024
 # Page, head, keys and marks of a user that is held, in event ids.
 USER_WEIGHT = 800
 
@@ -82,9 +82,10 @@ class User:
     head: Head = field(default_factory=Head)
     page: Page = field(default_factory=Page)
     # Event ids, 8 bytes each, oldest first: a search through 1,024 of them takes 2 us, a set of them 100 kB. So there
-    # are marks of which low bits occur, and a search only where they do; old marks go when so many ids were added.
+    # are marks, a bit each, of which low bits occur, and a search only where they do; old marks go when so many ids
+    # were added.
     recent: bytearray = field(default_factory=bytearray)
-    marks: bytearray = field(default_factory=lambda: bytearray(MARKS))
+    marks: bytearray = field(default_factory=lambda: bytearray(MARK_BYTES))
     unmarked: int = MARKED_ANEW
     tombstone: Tombstone | None = None
     dirty: dict[int, Page] = field(default_factory=dict)
@@ -95,23 +96,27 @@ class User:
 
     def has_seen(self, event_hash: int) -> bool:
         """Whether an event id is within the horizon."""
-        return self.marks[event_hash % MARKS] != 0 and bool((np.frombuffer(self.recent, np.uint64) == event_hash).any())
+        low = event_hash % MARKS
+        if not self.marks[low >> 3] >> (low & 7) & 1:
+            return False
+        return bool((np.frombuffer(self.recent, np.uint64) == event_hash).any())
 
     def see(self, hashes: array[int]) -> None:
         """Add event ids."""
         self.recent += hashes.tobytes()
         marks = self.marks
         for event_hash in hashes:
-            marks[event_hash % MARKS] = 1
+            low = event_hash % MARKS
+            marks[low >> 3] |= 1 << (low & 7)
         self.unmarked -= len(hashes)
         if self.unmarked < 0:
             self.mark()
 
     def mark(self) -> None:
         """Make the marks anew."""
-        marks = np.zeros(MARKS, np.uint8)
-        marks[np.frombuffer(self.recent, np.uint64) % MARKS] = 1
-        self.marks, self.unmarked = bytearray(marks.tobytes()), MARKED_ANEW
+        marks = np.zeros(MARKS, np.bool_)
+        marks[np.frombuffer(self.recent, np.uint64) % MARKS] = True
+        self.marks, self.unmarked = bytearray(np.packbits(marks, bitorder="little").tobytes()), MARKED_ANEW
 
     def keep(self, most: int) -> None:
         """Forget all but so many of the newest event ids."""
@@ -201,13 +206,13 @@ class Appender:
 
     def _append(self, user_id: str, user: User, entries: Sequence[Entry]) -> None:
         """Append events that are all new."""
-        head, done = user.head, 0
-        while done < len(entries):
+        head, done, count = user.head, 0, len(entries)
+        while done < count:
             room = PAGE_RECORDS - len(user.page.keys)
             if room == 0:
                 self._turn(user_id, user, entries[done])
                 room = PAGE_RECORDS
-            part = entries if done == 0 and len(entries) <= room else entries[done : done + room]
+            part = entries if done == 0 and count <= room else entries[done : done + room]
             user.page.extend(part)
             user.dirty[head.last_page] = user.page
             user.see(user.page.hashes[-len(part) :])

@@ -44,6 +44,10 @@ class EmbeddedStore:
     @abstractmethod
     def _get_many(self, keys: Sequence[bytes]) -> Sequence[bytes | None]: ...
 
+    def _get_run(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        """The values of keys that follow one another with none between."""
+        return self._get_many(keys)
+
     @abstractmethod
     def _scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]: ...
 
@@ -95,7 +99,7 @@ class EmbeddedStore:
             (value,) = self._get_many([head_key(user_id)])
             if value is None:
                 return empty_history()
-            pages = self._get_many(page_keys(user_id, Head.unpack(value, f"head of user {user_id!r}")))
+            pages = self._get_run(page_keys(user_id, Head.unpack(value, f"head of user {user_id!r}")))
         return history_of(user_id, pages, self._bounds, limit)
 
     def users(self) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -67,6 +68,16 @@ class RocksDBStore(EmbeddedStore):
             return cast("list[bytes | None]", self._db.get(list(keys)))
         except Exception as e:
             raise self._trouble(e, "read") from e
+
+    def _get_run(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        """One seek and a step a key, half the time of a search a key."""
+        self._reopen_after_failure()
+        try:
+            found = dict(islice(self._db.items(from_key=keys[0]), len(keys)))
+        except Exception as e:
+            raise self._trouble(e, "read") from e
+        # Where one is missing or cannot be read an iteration goes on or ends without a word; a search tells.
+        return list(found.values()) if list(found) == keys else self._get_many(keys)
 
     def _scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         self._reopen_after_failure()

@@ -234,6 +234,20 @@ def test_what_is_kept_of_a_user_is_dumped_and_restored_as_it_is(opener: Opener) 
     assert (store.dump("a*["), store.dump("a")) == ({}, other)
 
 
+@pytest.mark.parametrize("page", range(3))
+def test_a_page_that_is_gone_is_told_and_the_next_user_s_is_not_read_for_it(opener: Opener, page: int) -> None:
+    store = opener()
+    store.apply(
+        batch([event(i, "a", key=i) for i in range(150)] + [event(150 + i, "b") for i in range(150)], None, 300)
+    )
+    values = store.dump("a")
+    records = sorted(key for key in values if key[:1] == b"h")
+    store.restore("a", {key: value for key, value in values.items() if key != records[page]})
+    with pytest.raises(StoreDamagedError, match="page of user 'a' is missing"):
+        store.read("a")
+    assert store.read("b").count == 150
+
+
 def test_tombstones_can_be_brought_along(opener: Opener) -> None:
     store = opener()
     store.apply(batch([Entry(9, "u")], None, 10))
