@@ -79,7 +79,11 @@ def tiny_config(seed: int = 0, string_ids: bool = True, kind: str = "cosine") ->
 
 def build_tiny_run(directory: Path, seed: int = 0, string_ids: bool = True, kind: str = "cosine") -> Path:
     """Build the run in `directory` and return it; `directory/bundle` is its release. Equal arguments, equal bytes."""
-    config = tiny_config(seed, string_ids, kind)
+    return build_run(tiny_config(seed, string_ids, kind), directory)
+
+
+def build_run(config: PipelineConfig, directory: Path) -> Path:
+    """The same with a configuration of another size; `compute.engine` has to be torch."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.yaml").write_text(dump(config))
     tables = load_tables(config.data, config.seed)

@@ -121,7 +121,8 @@ class Load:
 
     # --- arrivals ----------------------------------------------------------------------------------------------------
 
-    def _elapsed(self) -> float:
+    def elapsed(self) -> float:
+        """Seconds since the load began, as samples have them."""
         return time.perf_counter() - self._begun
 
     def _over(self, at: float) -> bool:
@@ -130,11 +131,11 @@ class Load:
     async def _open(self, visits: Iterator[Visit]) -> None:
         running: set[asyncio.Task[None]] = set()
         for visit in visits:
-            while (wait := visit.at - self._elapsed()) > 0 and not self._over(visit.at):
+            while (wait := visit.at - self.elapsed()) > 0 and not self._over(visit.at):
                 await asyncio.sleep(min(wait, STEP_SECONDS))
             if self._over(visit.at):
                 break
-            self.samples.late.append(max(0.0, self._elapsed() - visit.at))
+            self.samples.late.append(max(0.0, self.elapsed() - visit.at))
             if len(running) >= self._plan.most_in_flight:
                 self.samples.unsent += 1
                 continue
@@ -144,18 +145,18 @@ class Load:
             if not len(self.samples.late) % 16:
                 # A burst that is late must not keep the answers from being read.
                 await asyncio.sleep(0)
-        self.samples.seconds = min(self._plan.seconds, self._elapsed())
+        self.samples.seconds = min(self._plan.seconds, self.elapsed())
         await asyncio.gather(*running)
 
     async def _closed(self, visits: Iterator[Visit]) -> None:
         async def client() -> None:
             for visit in visits:
-                if self._over(self._elapsed()):
+                if self._over(self.elapsed()):
                     return
-                await self._visit(visit, self._elapsed())
+                await self._visit(visit, self.elapsed())
 
         await asyncio.gather(*(client() for _ in range(self._plan.clients)))
-        self.samples.seconds = self._elapsed()
+        self.samples.seconds = self.elapsed()
 
     # --- a visit -----------------------------------------------------------------------------------------------------
 
@@ -179,7 +180,7 @@ class Load:
         """The visit's request; returns the time of the newest event that the answer has seen, -1 for none."""
         asked = Checked(name, self._plan.k, self._bundles, tuple(user.events))
         reply = await self._call("POST", "/v1/recommend", self._recommend(name))
-        seconds = self._elapsed() - due
+        seconds = self.elapsed() - due
         outcome, reason, bundle = self._judge(asked, reply)
         self.samples.asked.append(Sample(due, seconds, outcome, reason, bundle))
         if reply.status != 200:
@@ -203,14 +204,14 @@ class Load:
 
     async def _act(self, visit: Visit, user: _User, as_of: int | None) -> None:
         """Post the visit's event. With `as_of`, what the last answer had seen, measure when the event is visible."""
-        begun, ts = self._elapsed(), int(time.time())
+        begun, ts = self.elapsed(), int(time.time())
         user.posting = True
         try:
             reply = await self._post([self._event(visit.user, visit.item, ts)])
         finally:
             user.posting = False
         outcome: Outcome = "full" if reply.status == 202 else "shed" if reply.status in SHED else "failed"
-        self.samples.posted.append(Sample(begun, self._elapsed() - begun, outcome, str(reply.status)))
+        self.samples.posted.append(Sample(begun, self.elapsed() - begun, outcome, str(reply.status)))
         if outcome == "failed":
             self.samples.note(f"event: {reply.status or 'no reply'}: {reply.text[:200]}")
         if outcome != "full":
@@ -222,12 +223,12 @@ class Load:
             await self._see(visit.user, user, ts, begun)
 
     async def _see(self, name: str, user: _User, ts: int, begun: float) -> None:
-        while not self._stopped and self._elapsed() - begun < VISIBLE_SECONDS:
+        while not self._stopped and self.elapsed() - begun < VISIBLE_SECONDS:
             asked = Checked(name, self._plan.k, self._bundles, tuple(user.events))
             reply = await self._call("POST", "/v1/recommend", self._recommend(name, min_ts=ts))
             outcome, what, _ = self._judge(asked, reply)
             if outcome in ("full", "degraded") and (reply.body["as_of"]["ts"] or -1) >= ts:
-                self.samples.visible.append(self._elapsed() - begun)
+                self.samples.visible.append(self.elapsed() - begun)
                 return
             if outcome in ("failed", "wrong"):
                 self.samples.note(f"while waiting for an event: {what}")

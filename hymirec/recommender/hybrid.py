@@ -21,14 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hymirec.artifacts import read_json
 from hymirec.codebook.quantizer import ItemTable
 from hymirec.config import RecommenderConfig, parse
-from hymirec.errors import ArtifactMissingError, ModelError
+from hymirec.errors import ArtifactDamagedError, ArtifactMissingError, ModelError
 from hymirec.recommender.codes import CodeTable
 from hymirec.recommender.contract import Reach
 from hymirec.recommender.items import ItemEmbedder
@@ -205,15 +207,22 @@ class HybridModel(PreTrainedModel):
     def open(cls, directory: Path, codes: ItemTable) -> HybridModel:
         """A model ready to serve and to evaluate, in eval mode: weights, item vectors, codebook, codes, trend.
 
-        Raises ArtifactMissingError when a file is not there.
+        Raises ArtifactMissingError when a file is not there, ArtifactDamagedError when one is not what it should be.
         """
-        path = directory / SERVING_FILE
-        for needed in (directory / "config.json", directory / "model.safetensors", path):
+        weights, path = directory / "model.safetensors", directory / SERVING_FILE
+        for needed in (directory / "config.json", weights, path):
             if not needed.is_file():
                 raise ArtifactMissingError(f"{needed} is not there; run the recommender step")
+        read_json(directory / "config.json")
         loaded: Any = cls
-        model: HybridModel = loaded.from_pretrained(directory)
-        tensors = load_file(path)
+        try:
+            model: HybridModel = loaded.from_pretrained(directory)
+        except SafetensorError as e:
+            raise ArtifactDamagedError(f"{weights} holds no tensors ({e}); run the recommender step again") from e
+        try:
+            tensors = load_file(path)
+        except SafetensorError as e:
+            raise ArtifactDamagedError(f"{path} holds no tensors ({e}); run the recommender step again") from e
         model.attach_item_vectors(tensors["item_vectors"])
         if model.light is not None:
             model.attach_codes(codes, tensors["projected_codebook"], projected=True)

@@ -226,8 +226,13 @@ def _open_active(configured: str) -> HyMiRec:
 
 
 def _ask(model: HyMiRec) -> bool:
-    """Ask for a recommendation as a user would; returns whether there is one, where there can be one."""
+    """Ask for a recommendation as a user would; returns whether there is one, where there can be one.
+
+    Raises BundleError for a model whose interests are no numbers.
+    """
     known = [model.bundle.catalog.item_id(int(index)) for index in model.bundle.popular[:SMOKE_ITEMS]]
+    if not np.isfinite(model.interests(known)).all():
+        raise BundleError(f"{model.bundle.path} is whole, but its model answers with what is no number; train it again")
     return bool(model.recommend(known, k=1).items) or model.bundle.catalog.size <= len(known)
 
 

@@ -12,35 +12,29 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
 
+from fault_part import Part
 from fault_run import Report
 from fault_wal import trials
+from service_kit import tiny_bundle
 from services import KafkaBroker, RedisServer
+from serving_kills import recommender_kills, writer_kills
+from serving_kit import small_ray
+from serving_overload import OverloadRun, heavy_bundle
+from serving_soak import soak
+from serving_swaps import SwapRun
 from test_faults_crash import crash_run
 from test_faults_zombies import zombie_run
 
 ROCKSDB_KILLS, REDIS_KILLS, KAFKA_KILLS, RUN_KILLS = 1_000, 200, 50, 50
 TRUNCATIONS, FLIPS = 500, 300
 STOPS, REBALANCES = 50, 100
-
-
-@dataclass
-class Part:
-    """One line of the table. `bound` is the rule of three: with 95 % confidence the rate is below it."""
-
-    name: str
-    trials: int
-    faults: Counter[str]
-    seconds: float
-    details: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def bound(self) -> float:
-        """3 / n."""
-        return 3 / self.trials
+SWAPS, CORRUPT_BUNDLES, SWAP_REQUESTS = 100, 30, 20_000
+RECOMMENDER_KILLS, WRITER_KILLS = 50, 10
+OVERLOAD_SECONDS, OVERLOAD_ROUNDS = 20, 3
+SOAK_SECONDS, SOAK_RATE = 1_800, 5.0
 
 
 def crashes(what: str, kills: int, seed: int, run: Callable[[Path, int, int], Report]) -> Part:
@@ -123,12 +117,50 @@ def rocksdb_crashes(seed: int) -> Iterator[Part]:
     yield crashes("file log to RocksDB", ROCKSDB_KILLS, seed, crash_run)
 
 
+def swaps(seed: int) -> Iterator[Part]:
+    """Bundles swapped under load, damaged ones among them."""
+    with serving() as (bundle, place):
+        yield SwapRun(bundle, place, CORRUPT_BUNDLES).run(SWAPS, SWAP_REQUESTS)
+
+
+def serving_kills(seed: int) -> Iterator[Part]:
+    """Recommenders and the history writer killed under load."""
+    with serving() as (bundle, place):
+        yield recommender_kills(bundle, place / "recommenders", RECOMMENDER_KILLS, seed)
+        yield writer_kills(bundle, place / "writers", WRITER_KILLS, seed)
+
+
+def overload(seed: int) -> Iterator[Part]:
+    """1, 2, 5 and 10 times what the service can do."""
+    with serving() as (_, place):
+        yield OverloadRun(heavy_bundle(place), place).run(OVERLOAD_SECONDS, OVERLOAD_ROUNDS)
+
+
+def soaking(seed: int) -> Iterator[Part]:
+    """A long time at a load that the service can bear."""
+    with serving() as (bundle, place):
+        yield soak(bundle, place, SOAK_SECONDS, SOAK_RATE)
+
+
+@contextmanager
+def serving() -> Iterator[tuple[Path, Path]]:
+    """Ray, a small bundle, and a place for what a service keeps."""
+    with tempfile.TemporaryDirectory() as directory, small_ray():
+        place = Path(directory) / "service"
+        place.mkdir()
+        yield tiny_bundle(Path(directory)), place
+
+
 PARTS: dict[str, Callable[[int], Iterator[Part]]] = {
     "rocksdb": rocksdb_crashes,
     "redis": redis_crashes,
     "kafka": kafka_crashes,
     "files": files,
     "zombies": zombies,
+    "swaps": swaps,
+    "serving-kills": serving_kills,
+    "overload": overload,
+    "soak": soaking,
 }
 
 
@@ -145,7 +177,7 @@ def main() -> int:
     for part in done:
         say(f"{part.name:40} {part.trials:>6} {part.faults.total():>9} {part.bound:>11.2%} {part.seconds:>8.0f}\n")
         for name, count in sorted(part.details.items()):
-            say(f"    {name:42} {count:>8}\n")
+            say(f"    {name:42} {count:>10,}\n")
         for note in part.notes:
             say(f"    ! {note}\n")
     if options.json:

@@ -2,89 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import threading
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import psutil
 import pytest
 import ray
 from ray import serve
+from serve_kit import Application
 from service_kit import BASE_TS, another_release, event, service_config, until
 
 from hymirec import HyMiRec
 from hymirec.artifacts import read_manifest
-from hymirec.config import ServiceConfig
 from hymirec.telemetry import COARSE_FORGOTTEN, DEGRADED, DROPPED, METRICS, SHED
-from serve_apps.local import run_local, stop_local
+from serve_apps.local import stop_local
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 NOW = BASE_TS + 1_000
-
-
-class Reply(NamedTuple):
-    status: int
-    kind: str
-    body: Any
-
-
-class Application:
-    """The running application, and its processes."""
-
-    def __init__(self, config: ServiceConfig) -> None:
-        self.config = config
-        self.url = ""
-
-    def start(self) -> None:
-        self.url = run_local(self.config, 0)
-
-    def call(self, method: str, path: str, body: Any = None) -> Reply:
-        data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=30) as reply:
-                return Reply(reply.status, reply.headers["content-type"], json.loads(reply.read()))
-        except urllib.error.HTTPError as e:
-            return Reply(e.code, e.headers["content-type"], json.loads(e.read()))
-
-    def recommend(self, **body: Any) -> dict[str, Any]:
-        reply = self.call("POST", "/v1/recommend", body)
-        assert reply.status == 200, reply
-        found: dict[str, Any] = reply.body
-        return found
-
-    def post(self, *events: dict[str, Any]) -> None:
-        assert self.call("POST", "/v1/events", list(events)).status == 202
-
-    def history(self, user: str, count: int) -> list[str]:
-        """Item ids, once there are `count` of them."""
-
-        def look() -> Any:
-            reply = self.call("GET", f"/v1/users/{user}/history?limit=1000")
-            return reply.status == 200 and reply.body["count"] >= count and reply.body
-
-        found = until(look, 90)
-        assert found["count"] == count
-        return [e["item_id"] for e in found["events"]]
-
-    @staticmethod
-    def processes(deployment: str) -> list[int]:
-        """Replicas of a deployment, among the processes that this test run has started."""
-        found = []
-        for process in psutil.Process().children(recursive=True):
-            try:
-                if f"ServeReplica:hymirec:{deployment}" in " ".join(process.cmdline()):
-                    found.append(process.pid)
-            except psutil.Error:
-                continue
-        return found
 
 
 @pytest.fixture(scope="module")
