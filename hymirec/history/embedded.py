@@ -54,6 +54,9 @@ class EmbeddedStore:
     @abstractmethod
     def _commit(self, changes: Changes) -> None: ...
 
+    def _before_writing(self) -> None:
+        """Called before anything is read for a write."""
+
     def positions(self, topic: str) -> dict[int, Position]:
         """See `HistoryStore.positions`."""
         prefix = position_key(topic, 0)[:-4]
@@ -68,6 +71,7 @@ class EmbeddedStore:
         """See `HistoryStore.apply`."""
         key = position_key(batch.topic, batch.partition)
         with self._lock:
+            self._before_writing()
             (value,) = self._get_many([key])
             stored = None if value is None else unpack_position(value, f"position of {batch.topic}")
             check_topic(batch, stored)
@@ -91,6 +95,7 @@ class EmbeddedStore:
         else:
             changes.put(key, pack_position(position))
         with self._lock:
+            self._before_writing()
             self._commit(changes)
 
     def read(self, user_id: str, limit: int | None = None) -> History:
@@ -119,6 +124,7 @@ class EmbeddedStore:
     def restore(self, user_id: str, values: Mapping[bytes, bytes]) -> None:
         """See `RawStore.restore`."""
         with self._lock:
+            self._before_writing()
             self._appender.forget()
             self._commit(Changes(dict(values), set(self.dump(user_id)) - set(values)))
 
@@ -129,5 +135,6 @@ class EmbeddedStore:
     def bury(self, tombstones: Mapping[bytes, bytes]) -> None:
         """See `RawStore.bury`."""
         with self._lock:
+            self._before_writing()
             self._appender.forget()
             self._commit(Changes(dict(tombstones)))

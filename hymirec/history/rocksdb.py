@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,6 +18,8 @@ from hymirec.history.pages import Changes
 from hymirec.history.rocksdb_logs import check_logs
 
 DICTIONARY_BYTES, BLOCK_BYTES, CACHE_BYTES = 64 << 10, 16 << 10, 64 << 20
+# What opening needs beside the contents of the logs: manifest, options, a new log.
+ROOM_BYTES = 256 << 10
 # RocksDB's own defaults: window bits, level, strategy.
 ZSTD = (-14, 32_767, 0)
 
@@ -29,7 +33,7 @@ class RocksDBStore(EmbeddedStore):
         self._read_only = read_only
         self._write = WriteOptions()
         self._write.sync = config.sync
-        self._failed = False
+        self._failed = self._closed = False
         self._db = self._open()
         super().__init__(config)
 
@@ -63,7 +67,7 @@ class RocksDBStore(EmbeddedStore):
         )
 
     def _get_many(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        self._reopen_after_failure()
+        self._reopen_when_closed()
         try:
             return cast("list[bytes | None]", self._db.get(list(keys)))
         except Exception as e:
@@ -71,7 +75,7 @@ class RocksDBStore(EmbeddedStore):
 
     def _get_run(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         """One seek and a step a key, half the time of a search a key."""
-        self._reopen_after_failure()
+        self._reopen_when_closed()
         try:
             found = dict(islice(self._db.items(from_key=keys[0]), len(keys)))
         except Exception as e:
@@ -80,7 +84,7 @@ class RocksDBStore(EmbeddedStore):
         return list(found.values()) if list(found) == keys else self._get_many(keys)
 
     def _scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        self._reopen_after_failure()
+        self._reopen_when_closed()
         try:
             iterator = self._db.iter()
             iterator.seek(prefix)
@@ -93,7 +97,6 @@ class RocksDBStore(EmbeddedStore):
             raise self._trouble(e, "read") from e
 
     def _commit(self, changes: Changes) -> None:
-        self._reopen_after_failure()
         batch = WriteBatch(raw_mode=True)
         delete, put = batch.delete, batch.put
         for key in changes.deletes:
@@ -106,12 +109,30 @@ class RocksDBStore(EmbeddedStore):
             self._failed = True
             raise self._trouble(e, "written") from e
 
-    def _reopen_after_failure(self) -> None:
-        """After a failed write RocksDB refuses all writes, also when space is back, until it is opened again."""
-        if self._failed:
+    def _before_writing(self) -> None:
+        """After a failed write RocksDB refuses all writes, also when space is back, until it is opened again.
+
+        Whether the failed batch is there then, only the position tells that is read after this.
+        """
+        if self._failed and not self._closed:
+            self._check_room()
             self._close()
+            self._closed = True
+        self._reopen_when_closed()
+
+    def _reopen_when_closed(self) -> None:
+        if self._closed:
             self._db = self._open()
-            self._failed = False
+            self._failed = self._closed = False
+
+    def _check_room(self) -> None:
+        """Opening writes what the logs hold into tables. Where there is no room for it, reads go on as it is."""
+        size = sum(log.stat().st_size for log in self._path.glob("*.log"))
+        try:
+            with tempfile.TemporaryFile(dir=self._path) as probe:
+                os.posix_fallocate(probe.fileno(), 0, size + ROOM_BYTES)
+        except OSError as e:
+            raise self._trouble(e, "written") from e
 
     def close(self) -> None:
         """Flush and release the lock."""

@@ -26,6 +26,8 @@ from hymirec.streaming.source import (
 )
 
 ASK_SECONDS = 10.0
+# A broker that does not answer a question for so long is gone.
+ANSWER_SECONDS = 5.0
 SEND_SECONDS = 10.0
 REFRESH_SECONDS = 4.0
 
@@ -95,7 +97,9 @@ class _Source:
                 metadata_max_age_ms=int(REFRESH_SECONDS * 1000),
             )
             self._admin = KafkaAdminClient(
-                bootstrap_servers=list(brokers), bootstrap_timeout_ms=int(ASK_SECONDS * 1000)
+                bootstrap_servers=list(brokers),
+                bootstrap_timeout_ms=int(ASK_SECONDS * 1000),
+                request_timeout_ms=int(ANSWER_SECONDS * 1000),
             )
             if group:
                 # A leader that joins before it knows the topic assigns nothing. Subscribed first: otherwise the
@@ -165,12 +169,12 @@ class _Source:
     def beginning(self, partition: int) -> int:
         """Oldest offset."""
         place = TopicPartition(self._topic, partition)
-        return self._ask(lambda: self._consumer.beginning_offsets([place])[place])
+        return self._ask(lambda: self._consumer.beginning_offsets([place], ANSWER_SECONDS * 1000)[place])
 
     def end(self, partition: int) -> int:
         """Next offset."""
         place = TopicPartition(self._topic, partition)
-        return self._ask(lambda: self._consumer.end_offsets([place])[place])
+        return self._ask(lambda: self._consumer.end_offsets([place], ANSWER_SECONDS * 1000)[place])
 
     def _ask(self, question: Any) -> int:
         try:

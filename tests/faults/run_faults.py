@@ -26,6 +26,7 @@ from serving_overload import OverloadRun, heavy_bundle
 from serving_soak import soak
 from serving_swaps import SwapRun
 from test_faults_crash import crash_run
+from test_faults_growth import growing_run
 from test_faults_zombies import zombie_run
 
 ROCKSDB_KILLS, REDIS_KILLS, KAFKA_KILLS, RUN_KILLS = 1_000, 200, 50, 50
@@ -35,6 +36,7 @@ SWAPS, CORRUPT_BUNDLES, SWAP_REQUESTS = 100, 30, 20_000
 RECOMMENDER_KILLS, WRITER_KILLS = 50, 10
 OVERLOAD_SECONDS, OVERLOAD_ROUNDS = 20, 3
 SOAK_SECONDS, SOAK_RATE = 1_800, 5.0
+GROWTHS, GROWTH_KILLS, ADDITIONS = 5, 10, 4
 
 
 def crashes(what: str, kills: int, seed: int, run: Callable[[Path, int, int], Report]) -> Part:
@@ -88,6 +90,22 @@ def kafka_crashes(seed: int) -> Iterator[Part]:
             yield crashes("Kafka to RocksDB", KAFKA_KILLS, seed, run)
         finally:
             broker.kill()
+
+
+def growth(seed: int) -> Iterator[Part]:
+    """Partitions added while writers are killed."""
+    with tempfile.TemporaryDirectory() as directory:
+        broker = KafkaBroker(Path(directory) / "kafka")
+        begun, total = time.monotonic(), Report()
+        try:
+            broker.start()
+            for run in range(seed, seed + GROWTHS):
+                total.add(growing_run(Path(directory) / str(run), broker, run, GROWTH_KILLS, ADDITIONS))
+        finally:
+            broker.kill()
+        details = {"messages": total.messages, "comparisons": total.looks, "added": GROWTHS * ADDITIONS, **total.kills}
+        seconds = time.monotonic() - begun
+        yield Part("SIGKILL, partitions added", total.kills.total(), total.faults, seconds, details, total.notes)
 
 
 def zombies(seed: int) -> Iterator[Part]:
@@ -155,6 +173,7 @@ PARTS: dict[str, Callable[[int], Iterator[Part]]] = {
     "rocksdb": rocksdb_crashes,
     "redis": redis_crashes,
     "kafka": kafka_crashes,
+    "growth": growth,
     "files": files,
     "zombies": zombies,
     "swaps": swaps,

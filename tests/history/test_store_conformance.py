@@ -131,7 +131,9 @@ def test_no_event_is_read_that_is_older_than_the_bound_and_whole_pages_of_them_l
     old = [Entry(i, "u", i, now - 90 * day + i, 2, i, (now - 90 * day) * 1000) for i in range(200)]
     store.apply(batch(old, None, 200))
     assert (store.read("u").count, len(store.dump("u"))) == (0, 9)
-    young = [Entry(i, "u", i, now - 40 * day + (i - 200) * day // 5, 2, i, now * 1000) for i in range(200, 300)]
+    # An hour beside the bound: none gets too old while the test runs.
+    since = now - 40 * day + 3600
+    young = [Entry(i, "u", i, since + (i - 200) * day // 5, 2, i, now * 1000) for i in range(200, 300)]
     for entry in young:
         store.apply(batch([entry], entry.offset, entry.offset + 1))
     history = store.read("u")
@@ -312,8 +314,10 @@ def test_rocksdb_refuses_a_batch_that_the_disk_has_no_room_for_and_takes_it_late
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
     try:
         for _ in range(2):
-            with pytest.raises(StoreUnavailableError):
+            with pytest.raises(StoreUnavailableError, match="Free space"):
                 store.apply(batch([event(1)], 1, 2))
+            # Reads go on.
+            assert store.read("u").count == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert store.positions(TOPIC)[0].offset == 1
