@@ -17,6 +17,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import faiss
+
 from hymirec.answers import Query, Recommendations
 from hymirec.errors import StageUnavailableError
 from hymirec.inference import HyMiRec
@@ -48,15 +50,16 @@ class _Place:
 class Line:
     """`most_events` bounds a pass: its requests times the longest of their histories, which is what the model computes.
 
-    A request that exceeds it goes alone. `close` ends the thread; whoever is still in line gets CancelledError.
+    A request that exceeds it goes alone. `threads` is for faiss, which keeps that number for each thread by
+    itself, where torch has one for all. `close` ends the thread; whoever is still in line gets CancelledError.
     """
 
-    def __init__(self, most_events: int, observe: Observe = unobserved) -> None:
+    def __init__(self, most_events: int, threads: int = 1, observe: Observe = unobserved) -> None:
         self._most_events, self._observe = most_events, observe
         self._lock = threading.Lock()
         self._urgent: deque[_Place] = deque()
         self._nearline: deque[_Place] = deque()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._thread = ThreadPoolExecutor(1, "model", faiss.omp_set_num_threads, (threads,))
 
     async def recommend(self, model: HyMiRec, query: Query) -> Recommendations:
         """See `HyMiRec.recommend_batch`. Raises StageUnavailableError when `query.seconds` have passed in line."""
@@ -96,14 +99,14 @@ class Line:
         taken = self._take()
         if not taken:
             return
-        now = time.perf_counter()
+        begun = time.perf_counter()
         for place in taken:
-            self._observe(STAGE_SECONDS, now - place.since, stage="wait")
+            self._observe(STAGE_SECONDS, begun - place.since, stage="wait")
         if taken[0].work is not None:
             _finish(taken[0], taken[0].work)
-            return
-        self._observe(BATCH_REQUESTS, len(taken))
-        _answer(taken)
+        else:
+            self._observe(BATCH_REQUESTS, len(taken))
+            _answer(taken)
 
     def _take(self) -> list[_Place]:
         """The head of the line with all behind it that can be answered together with it."""

@@ -13,7 +13,6 @@ import threading
 import time
 from dataclasses import replace
 
-import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -48,10 +47,9 @@ class Ranker:
 
     def __init__(self, config: ServiceConfig, observe: Observe = unobserved) -> None:
         torch.set_num_threads(config.threads)
-        faiss.omp_set_num_threads(config.threads)
         self._configured, self._config, self._observe = config.bundle, config, observe
         self._reported = ""
-        self._line = Line(config.limits.max_batch_events, observe)
+        self._line = Line(config.limits.max_batch_events, config.threads, observe)
         self._loading = threading.Lock()
         self._staged: HyMiRec | None = None
         self._refused = ""

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 from service_kit import BASE_TS, Recorder
@@ -34,7 +35,7 @@ class Case:
 
     def __init__(self, most_events: int = 10_000) -> None:
         self.heard = Recorder()
-        self.line = Line(most_events, self.heard)
+        self.line = Line(most_events, observe=self.heard)
         self._go = threading.Event()
         self._thread = threading.Thread(target=lambda: self.line.first(self._go.wait))
         self._thread.start()
@@ -138,6 +139,13 @@ def test_a_pass_is_bounded_by_the_events_that_it_reads(
     asyncio.run(case.gather(*(case.line.recommend(model, query(model, length)) for length in lengths)))
     case.line.close()
     assert case.batches == batches
+
+
+def test_the_index_is_searched_by_as_many_threads_as_are_configured() -> None:
+    for threads in (1, 3):
+        line = Line(10, threads)
+        assert line.first(faiss.omp_get_max_threads) == threads
+        line.close()
 
 
 def test_two_bundles_are_never_in_one_pass(model: HyMiRec, bundle: Path, case: Case) -> None:
