@@ -82,7 +82,7 @@ def create_api(
     api.openapi = lambda: _openapi(api, config.limits)  # type: ignore[method-assign]
     limits = config.limits
     most = limits.max_ongoing_requests + limits.max_queued_requests
-    return Trace(Guard(api, limits.max_body_bytes, most, tokens, observe), observe, answer_request_id)
+    return Trace(Guard(api, limits.max_body_bytes, most, tokens, observe, frontend.limit), observe, answer_request_id)
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

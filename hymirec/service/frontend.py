@@ -28,6 +28,7 @@ from hymirec.errors import (
 from hymirec.history import History
 from hymirec.service.calls import Deadline, ask
 from hymirec.service.ladder import BEHIND, Ladder, PopularList
+from hymirec.service.limit import Limit
 from hymirec.service.models import (
     Accepted,
     AsOf,
@@ -82,7 +83,10 @@ class Frontend:
         self._ranker, self._writer, self._observe = ranker, writer, observe
         stage_seconds = self._limits.stage_timeout_seconds
         self._popular = PopularList(ranker, self._limits.max_k, stage_seconds)
-        self._ladder = Ladder(ranker, self._popular, stage_seconds)
+        # What takes half of the stage's time is still answered in time when twice as many come.
+        most = self._limits.max_ongoing_requests + self._limits.max_queued_requests
+        self.limit = Limit(most, stage_seconds / 2)
+        self._ladder = Ladder(ranker, self._popular, stage_seconds, self.limit)
         self._opening = asyncio.Lock()
         self._producer: EventProducer | None = None
         self._swap: asyncio.Task[BundleReply] | None = None

@@ -6,11 +6,13 @@ import hashlib
 import hmac
 import ipaddress
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from hymirec.errors import ConfigError
+from hymirec.service.limit import Limit
 from hymirec.service.problems import MEDIA_TYPE, headers_of, problem
 from hymirec.telemetry import SHED, Observe, unobserved
 
@@ -22,6 +24,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 # Probes carry no token and are never turned away.
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+# What the recommender works for: as many at a time as it answers in time.
+ASKING = frozenset({"/v1/recommend", "/v1/explain"})
 # The page holds no data: a browser loads it without a token, and the page asks for one.
 PAGE = "/console"
 
@@ -92,8 +96,10 @@ class Guard:
         max_in_flight: int,
         tokens: Sequence[Token] | None,
         observe: Observe = unobserved,
+        limit: Limit | None = None,
     ) -> None:
         self._app, self._most, self._tokens, self._observe = app, max_body_bytes, tokens, observe
+        self._limit = limit
         self._max_in_flight = max_in_flight
         self._in_flight = 0
 
@@ -108,7 +114,8 @@ class Guard:
             return
         self._in_flight += 1
         try:
-            await self._bounded(scope, receive, send)
+            with self._limit.place() if self._limit and scope["path"] in ASKING else nullcontext():
+                await self._bounded(scope, receive, send)
         finally:
             self._in_flight -= 1
 
@@ -152,6 +159,9 @@ class Guard:
         if self._in_flight >= self._max_in_flight:
             self._observe(SHED, 1, where="door")
             return 503, f"{self._in_flight} requests are being worked on; try again in a moment"
+        if self._limit and scope["path"] in ASKING and not self._limit.free:
+            self._observe(SHED, 1, where="door")
+            return 503, f"{self._limit.inside} requests wait, as many as are answered in time; try again in a moment"
         declared = headers.get(b"content-length", b"0")
         return self._too_large() if declared.isdigit() and int(declared) > self._most else None
 

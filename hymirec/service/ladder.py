@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from hymirec.answers import Keys, Query, Recommendations
 from hymirec.catalog.keys import item_keys
 from hymirec.errors import HyMiRecError, StageUnavailableError
 from hymirec.service.calls import Deadline, ask
+from hymirec.service.limit import Limit
 from hymirec.service.stages import RankerStage
 
 log = logging.getLogger(__name__)
@@ -68,13 +70,17 @@ class PopularList:
 class Ladder:
     """Asks the ranker for the best answer that there is time for."""
 
-    def __init__(self, ranker: RankerStage, popular: PopularList, stage_seconds: float) -> None:
+    def __init__(
+        self, ranker: RankerStage, popular: PopularList, stage_seconds: float, limit: Limit | None = None
+    ) -> None:
         self._ranker, self._popular, self._stage_seconds = ranker, popular, stage_seconds
+        self._timed = nullcontext if limit is None else limit.timed
 
     async def answer(self, query: Query, deadline: Deadline) -> Recommendations:
         """The answer of the highest rung that there is time for. Raises OverloadedError, RequestError."""
         try:
-            return await self._rank(query, deadline.left(self._stage_seconds))
+            with self._timed():
+                return await self._rank(query, deadline.left(self._stage_seconds))
         except StageUnavailableError as e:
             log.warning("no full answer: %s", e)
         if query.coarse is not None:

@@ -39,6 +39,11 @@ SOAK_SECONDS, SOAK_RATE = 1_800, 5.0
 GROWTHS, GROWTH_KILLS, ADDITIONS = 5, 10, 4
 
 
+def of(number: int, scale: float) -> int:
+    """So much of a number of trials, one at least."""
+    return max(1, round(number * scale))
+
+
 def crashes(what: str, kills: int, seed: int, run: Callable[[Path, int, int], Report]) -> Part:
     """Runs of 50 kills, each with a seed, a log and a store of its own."""
     begun, total = time.monotonic(), Report()
@@ -51,9 +56,12 @@ def crashes(what: str, kills: int, seed: int, run: Callable[[Path, int, int], Re
     return Part(f"SIGKILL, {what}", total.kills.total(), total.faults, time.monotonic() - begun, details, total.notes)
 
 
-def files(seed: int) -> Iterator[Part]:
+def files(seed: int, scale: float) -> Iterator[Part]:
     """RocksDB's files cut short, and with a flipped bit."""
-    for name, cuts, flips in (("cut write-ahead log", TRUNCATIONS, 0), ("flipped bit", 0, FLIPS)):
+    for name, cuts, flips in (
+        ("cut write-ahead log", of(TRUNCATIONS, scale), 0),
+        ("flipped bit", 0, of(FLIPS, scale)),
+    ):
         begun = time.monotonic()
         with tempfile.TemporaryDirectory() as directory:
             found = trials(Path(directory), seed, cuts, flips)
@@ -62,7 +70,7 @@ def files(seed: int) -> Iterator[Part]:
         yield Part(name, outcomes.total(), faults, time.monotonic() - begun, dict(outcomes))
 
 
-def redis_crashes(seed: int) -> Iterator[Part]:
+def redis_crashes(seed: int, scale: float) -> Iterator[Part]:
     """Writers killed; once a run Redis itself loses its last writes."""
     with tempfile.TemporaryDirectory() as directory:
         server = RedisServer(Path(directory) / "redis").start()
@@ -72,12 +80,12 @@ def redis_crashes(seed: int) -> Iterator[Part]:
             return crash_run(place, seed, kills, "redis", redis_server=server)
 
         try:
-            yield crashes("file log to Redis", REDIS_KILLS, seed, run)
+            yield crashes("file log to Redis", of(REDIS_KILLS, scale), seed, run)
         finally:
             server.kill()
 
 
-def kafka_crashes(seed: int) -> Iterator[Part]:
+def kafka_crashes(seed: int, scale: float) -> Iterator[Part]:
     """Writers killed that read Kafka."""
     with tempfile.TemporaryDirectory() as directory:
         broker = KafkaBroker(Path(directory) / "kafka")
@@ -87,28 +95,33 @@ def kafka_crashes(seed: int) -> Iterator[Part]:
 
         try:
             broker.start()
-            yield crashes("Kafka to RocksDB", KAFKA_KILLS, seed, run)
+            yield crashes("Kafka to RocksDB", of(KAFKA_KILLS, scale), seed, run)
         finally:
             broker.kill()
 
 
-def growth(seed: int) -> Iterator[Part]:
+def growth(seed: int, scale: float) -> Iterator[Part]:
     """Partitions added while writers are killed."""
     with tempfile.TemporaryDirectory() as directory:
         broker = KafkaBroker(Path(directory) / "kafka")
         begun, total = time.monotonic(), Report()
         try:
             broker.start()
-            for run in range(seed, seed + GROWTHS):
+            for run in range(seed, seed + of(GROWTHS, scale)):
                 total.add(growing_run(Path(directory) / str(run), broker, run, GROWTH_KILLS, ADDITIONS))
         finally:
             broker.kill()
-        details = {"messages": total.messages, "comparisons": total.looks, "added": GROWTHS * ADDITIONS, **total.kills}
+        details = {
+            "messages": total.messages,
+            "comparisons": total.looks,
+            "added": of(GROWTHS, scale) * ADDITIONS,
+            **total.kills,
+        }
         seconds = time.monotonic() - begun
         yield Part("SIGKILL, partitions added", total.kills.total(), total.faults, seconds, details, total.notes)
 
 
-def zombies(seed: int) -> Iterator[Part]:
+def zombies(seed: int, scale: float) -> Iterator[Part]:
     """Members put to sleep beyond the session timeout, and forced rebalances; half with each client of Kafka."""
     with tempfile.TemporaryDirectory() as directory:
         broker = KafkaBroker(Path(directory) / "kafka", settings=["group.min.session.timeout.ms=1000"])
@@ -119,7 +132,9 @@ def zombies(seed: int) -> Iterator[Part]:
             for kind in ("kafka-python", "confluent"):
                 begun = time.monotonic()
                 place = Path(directory) / kind
-                run = zombie_run(place, kind, broker, server, seed).run_zombies(STOPS // 2, REBALANCES // 2)
+                run = zombie_run(place, kind, broker, server, seed).run_zombies(
+                    of(STOPS // 2, scale), of(REBALANCES // 2, scale)
+                )
                 # Kafka cannot take a letter back that a writer taken for dead had still in hand.
                 letters = run.faults.pop("letters doubled", 0)
                 details = {"messages": run.messages, "letters doubled": letters, **run.kills}
@@ -130,34 +145,34 @@ def zombies(seed: int) -> Iterator[Part]:
             server.kill()
 
 
-def rocksdb_crashes(seed: int) -> Iterator[Part]:
+def rocksdb_crashes(seed: int, scale: float) -> Iterator[Part]:
     """Writers killed."""
-    yield crashes("file log to RocksDB", ROCKSDB_KILLS, seed, crash_run)
+    yield crashes("file log to RocksDB", of(ROCKSDB_KILLS, scale), seed, crash_run)
 
 
-def swaps(seed: int) -> Iterator[Part]:
+def swaps(seed: int, scale: float) -> Iterator[Part]:
     """Bundles swapped under load, damaged ones among them."""
     with serving() as (bundle, place):
-        yield SwapRun(bundle, place, CORRUPT_BUNDLES).run(SWAPS, SWAP_REQUESTS)
+        yield SwapRun(bundle, place, of(CORRUPT_BUNDLES, scale)).run(of(SWAPS, scale), of(SWAP_REQUESTS, scale))
 
 
-def serving_kills(seed: int) -> Iterator[Part]:
+def serving_kills(seed: int, scale: float) -> Iterator[Part]:
     """Recommenders and the history writer killed under load."""
     with serving() as (bundle, place):
-        yield recommender_kills(bundle, place / "recommenders", RECOMMENDER_KILLS, seed)
-        yield writer_kills(bundle, place / "writers", WRITER_KILLS, seed)
+        yield recommender_kills(bundle, place / "recommenders", of(RECOMMENDER_KILLS, scale), seed)
+        yield writer_kills(bundle, place / "writers", of(WRITER_KILLS, scale), seed)
 
 
-def overload(seed: int) -> Iterator[Part]:
+def overload(seed: int, scale: float) -> Iterator[Part]:
     """1, 2, 5 and 10 times what the service can do."""
     with serving() as (_, place):
-        yield OverloadRun(heavy_bundle(place), place).run(OVERLOAD_SECONDS, OVERLOAD_ROUNDS)
+        yield OverloadRun(heavy_bundle(place), place).run(OVERLOAD_SECONDS, of(OVERLOAD_ROUNDS, scale))
 
 
-def soaking(seed: int) -> Iterator[Part]:
+def soaking(seed: int, scale: float) -> Iterator[Part]:
     """A long time at a load that the service can bear."""
     with serving() as (bundle, place):
-        yield soak(bundle, place, SOAK_SECONDS, SOAK_RATE)
+        yield soak(bundle, place, of(SOAK_SECONDS, scale), SOAK_RATE)
 
 
 @contextmanager
@@ -169,7 +184,7 @@ def serving() -> Iterator[tuple[Path, Path]]:
         yield tiny_bundle(Path(directory)), place
 
 
-PARTS: dict[str, Callable[[int], Iterator[Part]]] = {
+PARTS: dict[str, Callable[[int, float], Iterator[Part]]] = {
     "rocksdb": rocksdb_crashes,
     "redis": redis_crashes,
     "kafka": kafka_crashes,
@@ -188,9 +203,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of trials; .1 for a tenth of them")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    done = [part for name in options.part for part in PARTS[name](options.seed)]
+    done = [part for name in options.part for part in PARTS[name](options.seed, options.scale)]
     say = sys.stdout.write
     say(f"{'what':40} {'n':>6} {'diverged':>9} {'95 % bound':>11} {'seconds':>8}\n")
     for part in done:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -37,13 +38,14 @@ def recommender_kills(bundle: Path, directory: Path, kills: int, seed: int = 1, 
         loading = Loading(plan, traffic(past, items), past=True)
         with loading:
             until(lambda: loading.alive() and len(loading.samples.asked) > 20, 300)
-            for _ in range(kills):
+            for number in range(1, kills + 1):
                 time.sleep(rng.random())
                 victim = rng.choice(application.processes("Recommender"))
                 killed = time.monotonic()
                 os.kill(victim, signal.SIGKILL)
                 until(lambda victim=victim: _replaced(application, victim), REPLACED_SECONDS)
                 replaced.append(time.monotonic() - killed)
+                sys.stderr.write(f"{number} recommenders killed: {_answers(loading.samples)}\n")
             asked = len(loading.samples.asked)
             until(lambda: len(loading.samples.asked) > asked + 20, 60)
     samples = loading.samples
@@ -70,7 +72,7 @@ def writer_kills(bundle: Path, directory: Path, kills: int, seed: int = 1, clien
         loading = Loading(plan, traffic(past, items), past=True)
         with loading, Poster(application, items, pause=0.05) as poster:
             until(lambda: loading.alive() and len(loading.samples.asked) > 20, 300)
-            for _ in range(kills):
+            for number in range(1, kills + 1):
                 time.sleep(1 + rng.random())
                 (victim,) = application.processes("HistoryWriter")
                 killed = time.monotonic()
@@ -78,6 +80,7 @@ def writer_kills(bundle: Path, directory: Path, kills: int, seed: int = 1, clien
                 until(lambda victim=victim: victim not in application.processes("HistoryWriter"), 60)
                 until(lambda: _caught_up(application), REPLACED_SECONDS)
                 caught_up.append(time.monotonic() - killed)
+                sys.stderr.write(f"{number} writers killed: {_answers(loading.samples)}\n")
         for user, sent in poster.sent.items():
             found = application.history(user, len(sent))
             if found != sent:
@@ -114,6 +117,7 @@ def _answers(samples: Samples) -> dict[str, float]:
     longest = max((s.seconds for s in asked), default=0.0)
     return {
         "requests": len(asked),
+        "failed, shed or wrong": judged(samples).total(),
         "degraded, percent": round(100 * share, 3),
         "longest answer, seconds": round(longest, 2),
         **degraded,

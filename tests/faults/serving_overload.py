@@ -7,6 +7,7 @@ costs it many times what HTTP costs. Load and service share this machine, so rou
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -55,6 +56,7 @@ class OverloadRun:
                 for factor in factors if turn % 2 == 0 else reversed(factors):
                     load = self._measure(replace(plan, rate=factor * capacity, seed=turn), users)
                     found[factor].append(load)
+                    sys.stderr.write(f"{factor} x {capacity} / s: {load}\n")
                     self._calm(application)
                 memory.append(sum(application.memory().values()))
         details = self._figures(capacity, found, memory)
