@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import hymirec
-from hymirec.artifacts import MANIFEST, Manifest, Step, hash_json, read_json, read_manifest, verify, write_json
+from hymirec.artifacts import Manifest, Step, hash_json, read_json, read_manifest, verify, write_json
 from hymirec.bundle import CODES_DIR, INDEX_FILE, KIND, verify_bundle
 from hymirec.catalog.additions import NewItems, append_parts, find_new_items
 from hymirec.catalog.parts import pending_parts
@@ -69,7 +69,10 @@ class Addition:
         inputs = {"base": manifest.id, "items": found.fingerprint, "version": hymirec.__version__}
         place = out or run_dir / BUNDLES_DIR / hash_json(inputs)[:12]
         step = Step(place.parent, place.name, inputs, KIND)
-        _check_free(step, base)
+        if place.resolve() == base.resolve():
+            raise BundleError(f"{base} is what items are added to, and a bundle does not change; give another --out")
+        if step.taken():
+            raise BundleError(f"{place} holds something else; give another --out, or remove it")
         return cls(config, base, manifest.id, found, step)
 
     @property
@@ -164,22 +167,6 @@ def add_items(config: PipelineConfig, items: str, base: Path | None = None, out:
         codebook.code_part(part, addition.codes_dir / part.name)
     addition.write()
     return addition
-
-
-def _check_free(step: Step, base: Path) -> None:
-    """Raise BundleError when the place of the new bundle holds anything else than its own beginnings."""
-    out = step.dir
-    if out.resolve() == base.resolve():
-        raise BundleError(
-            f"{out} is the bundle that items are added to, and a bundle does not change; give another --out"
-        )
-    if not out.exists() or step.done() or not any(out.iterdir()):
-        return
-    unfinished = (out / WORK / "inputs").is_file() and not (out / MANIFEST).exists()
-    # Its own, and damaged since: it is made again.
-    own = (out / MANIFEST).is_file() and read_manifest(out).inputs == step.inputs
-    if not unfinished and not own:
-        raise BundleError(f"{out} holds something else; give another --out, or remove it")
 
 
 def _copy(base: Path, out: Path) -> None:

@@ -168,6 +168,21 @@ class Step:
         except (ArtifactMissingError, ArtifactDamagedError):
             return None
 
+    def taken(self) -> bool:
+        """Whether the directory holds what is neither unfinished work for these inputs nor a result of them.
+
+        To be asked where a user names the directory: `begin` removes what is there.
+        """
+        if not self.dir.exists() or not any(self.dir.iterdir()):
+            return False
+        marker = self.dir / "work" / "inputs"
+        if not (self.dir / MANIFEST).is_file():
+            return not marker.is_file()
+        try:
+            return read_manifest(self.dir).inputs != self.inputs
+        except ArtifactDamagedError:
+            return True
+
     def begin(self) -> Path:
         """Prepare the directory. Unfinished work for the same inputs is kept (a resume), anything else is removed.
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hymirec.additions import Addition
 from hymirec.config import PipelineConfig, load
-from ray_jobs.cluster import connect, placed
+from ray_jobs.cluster import connect, home, placed
 from ray_jobs.codebook import code_items
 from ray_jobs.console import Screen, log_to_file, spoken_errors
 from ray_jobs.encode import encode_items
@@ -51,7 +51,7 @@ def main(
     with spoken_errors(screen, Path("the run's logs/add_items.log")):
         settings = placed(load(PipelineConfig, config, assignments or ()))
         log_to_file(settings.directory / "logs" / "add_items.log")
-        addition = Addition.plan(settings, items, bundle, out)
+        addition = Addition.plan(settings, items, bundle and home() / bundle, out and home() / out)
         if len(addition.items) and not addition.step.done():
             connect(settings.compute)
             add_items(addition, screen)

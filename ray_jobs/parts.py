@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,21 +12,24 @@ import numpy as np
 import ray
 
 from hymirec import errors
-from hymirec.catalog.parts import part_paths, pending_parts
+from hymirec.catalog.parts import part_paths, pending_parts, same_rows
 from hymirec.config import ComputeConfig
 from hymirec.errors import ArtifactError, HyMiRecError, ModelError
 from ray_jobs.console import OnProgress
 
 
 class _Guarded:
-    """A worker whose own errors come back as a row: Ray Data keeps only the text of an exception's stack trace."""
+    """A worker whose own errors come back as a row: Ray Data keeps only the text of an exception's stack trace.
+
+    It is made with its first part: an error while an actor starts would come back as the actor's death.
+    """
 
     def __init__(self, worker: Callable[..., Any], arguments: dict[str, Any]) -> None:
-        self._worker = worker(**arguments)
+        self._make = functools.cache(lambda: worker(**arguments))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         try:
-            row = {key: np.asarray(value).reshape(-1)[0].item() for key, value in self._worker(batch).items()}
+            row = {key: np.asarray(value).reshape(-1)[0].item() for key, value in self._make()(batch).items()}
         except HyMiRecError as e:
             row = {"error": type(e).__name__, "message": str(e)}
         return {"row": np.array([json.dumps(row)])}
@@ -44,16 +48,18 @@ def map_parts(
     target: Path,
     compute: ComputeConfig,
     on_progress: OnProgress | None,
+    done: Callable[[Path, Path], bool] = same_rows,
 ) -> list[dict[str, Any]]:
     """Run `worker(**arguments)` as a pool of actors over the pending parts; each call gets one part's path.
 
     `worker` is a class whose instances map {"part": [path]} to {"rows": [n], ...}. A part that is already there is not
-    made again: that is the resume. Returns one row of numbers for each part that was made; which comes first depends on
-    scheduling. An error of this project in a worker ends the run and is raised here.
+    made again: that is the resume, and `done` says whether a part is whole. Returns one row of numbers for each part
+    that was made; which comes first depends on scheduling. An error of this project in a worker ends the run and is
+    raised here.
     """
     target.mkdir(parents=True, exist_ok=True)
     total = len(part_paths(source))
-    pending = pending_parts(source, target)
+    pending = pending_parts(source, target, done)
     if not pending:
         return []
     env = {"OMP_NUM_THREADS": str(compute.threads_per_worker), "TOKENIZERS_PARALLELISM": "false"}

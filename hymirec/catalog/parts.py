@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +76,21 @@ def part_rows(path: Path) -> int:
         raise ArtifactDamagedError(f"{path} cannot be read ({e}); delete its directory and run the step again") from e
 
 
-def pending_parts(source: Path, target: Path) -> list[Path]:
-    """Parts of `source` without a whole counterpart in `target` (parts are renamed into place when complete)."""
+def same_rows(source: Path, target: Path) -> bool:
+    """Whether two parts have as many rows. Raises ArtifactDamagedError when one cannot be read."""
+    return part_rows(target) == part_rows(source)
+
+
+def pending_parts(source: Path, target: Path, done: Callable[[Path, Path], bool] = same_rows) -> list[Path]:
+    """Parts of `source` without a whole counterpart in `target` (parts are renamed into place when complete).
+
+    `done(part, counterpart)` says whether a counterpart is whole.
+    """
     pending = []
     for part in part_paths(source):
-        done = target / part.name
+        made = target / part.name
         try:
-            whole = done.is_file() and part_rows(done) == part_rows(part)
+            whole = made.is_file() and done(part, made)
         except ArtifactDamagedError:
             whole = False
         if not whole:
