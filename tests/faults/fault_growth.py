@@ -8,11 +8,12 @@ order of time.
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from fault_check import read_on
+from fault_check import READ_SECONDS, read_on
 from fault_points import draw
 from fault_run import CrashRun, Report
 from fault_stream import START, LogMessage
@@ -85,7 +86,12 @@ class GrowingRun(CrashRun):
         positions = store.positions(self._log.topic)
         expected: dict[str, dict[int, int]] = {f"u{n}": {} for n in range(USERS)}
         faults: Counter[str] = Counter()
-        for partition in self._source.assigned():
+        # The writer may know a new partition before the source of this process does.
+        end = time.monotonic() + READ_SECONDS
+        while not set(positions) <= set(assigned := self._source.assigned()) and time.monotonic() < end:
+            time.sleep(0.1)
+        faults["unknown partition"] += len(set(positions) - set(assigned))
+        for partition in assigned:
             have = self._contents.setdefault(partition, [])
             read_on(self._source, have, partition, self._source.end(partition))
             offset = positions[partition].offset if partition in positions else 0
@@ -100,8 +106,9 @@ class GrowingRun(CrashRun):
             history = store.read(user)
             found, due = list(zip(history.ts.tolist(), history.keys.tolist(), strict=True)), sorted(events.items())
             faults["lost"] += len(set(due) - set(found))
+            faults["from nowhere"] += len(set(found) - set(due))
             faults["doubled"] += len(found) - len(set(found))
-            faults["reordered"] += found != due
+            faults["reordered"] += found != sorted(found)
         if final:
             stored = Counter(message.value for have in self._contents.values() for message in have)
             faults["log"] += self._sent != stored

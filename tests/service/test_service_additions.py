@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from service_kit import BASE_TS, LocalService, event
+import pytest
+from service_kit import BASE_TS, LocalService, another_release, event, service_config
 from tiny_run import ITEMS, tiny_config
 
 from hymirec.additions import add_items
 from hymirec.artifacts import read_manifest
+
+
+@pytest.fixture
+def service(bundle: Path, tmp_path: Path) -> Iterator[LocalService]:
+    """One of its own: what is swapped in is remembered beside the bundle that it was started with."""
+    served = another_release(bundle, tmp_path / "served")
+    service = LocalService(service_config(served, tmp_path), tmp_path)
+    yield service
+    service.close()
 
 
 def test_a_new_item_is_recommended_after_a_swap(bundle: Path, service: LocalService, tmp_path: Path) -> None:
@@ -21,7 +32,7 @@ def test_a_new_item_is_recommended_after_a_swap(bundle: Path, service: LocalServ
     service.history("reader", 9)
     assert service.call("GET", "/v1/items/novelty").status_code == 404
 
-    release = add_items(config, str(tmp_path / "items.parquet")).out
+    release = add_items(config, str(tmp_path / "items.parquet"), out=tmp_path / "release").out
     swapped = service.call("POST", "/v1/admin/bundle", json={"path": str(release)})
     assert swapped.status_code == 200, swapped.text
     assert service.call("GET", "/v1/items/novelty").json()["title"] == "kudi tajo fuku"
