@@ -38,6 +38,8 @@ READY_SECONDS = 600.0
 KEEP_ALIVE_SECONDS = 3.0
 REMEMBERED_EVENTS = 200
 STEP_SECONDS = 0.05
+# The service measures its lag every two seconds: what it says at once is of before the last post.
+LAG_SECONDS = 3.0
 Check = Callable[[Checked, dict[str, Any]], str | None]
 
 
@@ -281,6 +283,7 @@ class Load:
                 waiting = []
         if waiting:
             await self._insist(waiting)
+        await asyncio.sleep(LAG_SECONDS)
         await self._ready(lambda ready: not any(ready["lag"].values()))
 
     async def _insist(self, events: list[dict[str, Any]]) -> None:
