@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -130,7 +129,8 @@ class RocksDBStore(EmbeddedStore):
         size = sum(log.stat().st_size for log in self._path.glob("*.log"))
         try:
             with tempfile.TemporaryFile(dir=self._path) as probe:
-                os.posix_fallocate(probe.fileno(), 0, size + ROOM_BYTES)
+                probe.write(bytes(size + ROOM_BYTES))
+                probe.flush()
         except OSError as e:
             raise self._trouble(e, "written") from e
 
