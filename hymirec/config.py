@@ -424,7 +424,11 @@ class HistoryConfig(Config):
         ge=0,
         description="not redis: event ids that the writer holds in memory, 8 bytes each; a user adds 300",
     )
-    sync: bool = Field(True, description="rocksdb only: fsync every batch")
+    sync: bool = Field(True, description="rocksdb only: fsync every write")
+    flush_events: int = Field(
+        0, ge=0, description="not redis: so many events wait in memory and are written at once; 0: each batch is"
+    )
+    flush_seconds: float = Field(1.0, gt=0, description="not redis: no event waits longer in memory than this")
 
     @model_validator(mode="after")
     def _place_given(self) -> HistoryConfig:
@@ -432,6 +436,8 @@ class HistoryConfig(Config):
             raise ValueError("history.store=rocksdb needs history.path")
         if self.store == "redis" and not self.url:
             raise ValueError("history.store=redis needs history.url")
+        if self.store == "redis" and self.flush_events:
+            raise ValueError("history.flush_events needs one writer; with history.store=redis leave it at 0")
         return self
 
 

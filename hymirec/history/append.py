@@ -4,7 +4,7 @@ Appending touches the head and the last page only, so it costs the same for any 
 appended like others and sorted when read. Of a long history whole old pages go, when a new page is begun: those before
 the last `max_events` appended; and of the oldest that are left up to two whose every event is too old by the log's
 clock. Reads keep the bounds to the event. Everything is a function of the sequence of entries alone, however it is cut
-into batches.
+into batches, and however many of them are written at once.
 """
 
 from __future__ import annotations
@@ -74,6 +74,10 @@ class Page:
         self.actions.extend(actions)
         self.hashes.extend(hashes)
 
+    def pack(self) -> bytes:
+        """The records as a value."""
+        return pack_columns(self.keys, self.times, self.actions)
+
 
 @dataclass(slots=True)
 class User:
@@ -131,24 +135,48 @@ class User:
 
 
 class Appender:
-    """Turns the entries of one batch into changes, reading what it needs through `get_many`.
+    """Turns the entries of one or more batches into changes, reading what it needs through `get_many`.
 
-    Where this is the only writer it may hold on to users (`cached_events` of their event ids at most); whoever changes
-    the store in another way, or fails to commit what came of `apply`, must call `forget`.
+    Users wait in memory until `write`: one that many batches touched is written once. Where this is the only writer it
+    may hold on to users beyond that (`cached_events` of event ids at most, those who wait included). Whoever changes
+    the store in another way, or fails to commit what came of `write`, must call `forget`.
     """
 
     def __init__(self, get_many: GetMany, bounds: Bounds, cached_events: int = 0) -> None:
         self._get_many, self._bounds = get_many, bounds
-        self._cached_events, self._held = cached_events, 0
+        self._cached_events, self._held, self._waiting = cached_events, 0, 0
+        # Users as they are in the store; and those who were touched since the last write, with what that write has
+        # beside them.
         self._cache: OrderedDict[str, User] = OrderedDict()
+        self._unwritten: dict[str, User] = {}
+        self._changes = Changes()
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the users that wait take all the room there is: time to write."""
+        return self._waiting > self._cached_events
 
     def forget(self) -> None:
         """Believe nothing that was read or made before."""
         self._cache.clear()
-        self._held = 0
+        self._unwritten.clear()
+        self._changes = Changes()
+        self._held = self._waiting = 0
 
-    def apply(self, batch: PartitionBatch, entries: Iterable[Entry], changes: Changes) -> ApplyResult:
-        """Add the writes of the entries (some or all of the batch's), in their order, to `changes`."""
+    def unwritten(self, user_id: str) -> User | None:
+        """A user who was touched since the last write; None: the store has all there is."""
+        return self._unwritten.get(user_id)
+
+    def write(self) -> Changes:
+        """The writes of everything that was applied since the last call."""
+        changes, self._changes = self._changes, Changes()
+        for user_id, user in self._unwritten.items():
+            self._write(user_id, user, changes)
+        self._hold()
+        return changes
+
+    def apply(self, batch: PartitionBatch, entries: Iterable[Entry]) -> ApplyResult:
+        """Append the entries (some or all of the batch's), in their order; `write` tells what is to be written."""
         by_user: dict[str, list[Entry]] = {}
         for entry in entries:
             mine = by_user.get(entry[1])
@@ -165,9 +193,8 @@ class Appender:
                 self._append(user_id, user, mine)
                 result.applied += len(mine)
             else:
-                self._one_by_one(user_id, user, mine, (topic_hash, batch.partition), result, changes)
-            self._write(user_id, user, changes)
-        self._hold(users)
+                self._one_by_one(user_id, user, mine, (topic_hash, batch.partition), result)
+        self._trim()
         return result
 
     @staticmethod
@@ -187,16 +214,15 @@ class Appender:
         entries: Sequence[Entry],
         place: tuple[int, int],
         result: ApplyResult,
-        changes: Changes,
     ) -> None:
         for entry in entries:
             stone = (*place, entry.offset, entry.log_ms)
             if user.tombstone is not None and user.tombstone.covers(*stone):
                 result.suppressed += 1
             elif entry.key is None:
-                self._erase(user_id, user, changes)
+                self._erase(user_id, user)
                 user.tombstone = Tombstone(*stone)
-                changes.put(tombstone_key(user_id), user.tombstone.pack())
+                self._changes.put(tombstone_key(user_id), user.tombstone.pack())
                 result.erased += 1
             elif user.has_seen(entry.event_hash):
                 result.duplicates += 1
@@ -245,12 +271,12 @@ class Appender:
             raise page_missing(user_id)
         return int(unpack_records(value, f"page of user {user_id!r}")["ts"].max())
 
-    def _erase(self, user_id: str, user: User, changes: Changes) -> None:
-        changes.delete(head_key(user_id))
+    def _erase(self, user_id: str, user: User) -> None:
+        self._changes.delete(head_key(user_id))
         stored = Head(user.stored_first, user.head.last_page)
         for kind in (b"h", b"d"):
             for key in page_keys(user_id, stored, kind):
-                changes.delete(key)
+                self._changes.delete(key)
         user.head, user.page, user.dirty, user.stored_first = Head(), Page(), {}, 0
         user.recent.clear()
         user.mark()
@@ -263,7 +289,7 @@ class Appender:
         for page, content in dirty.items():
             if page >= head.first_page:
                 number = PAGE_NUMBER.pack(page)
-                changes.put(records + number, pack_columns(content.keys, content.times, content.actions))
+                changes.put(records + number, content.pack())
                 changes.put(event_ids + number, pack_hashes(content.hashes))
         for page in range(user.stored_first, head.first_page):
             changes.delete(page_key(b"h", user_id, page))
@@ -274,31 +300,47 @@ class Appender:
         changes.put(head_key(user_id), head.pack())
         user.dirty, user.stored_first = {}, head.first_page
 
-    def _hold(self, users: dict[str, User]) -> None:
-        """Keep what was used last, as far as there is room."""
-        if not self._cached_events:
-            return
-        for user_id, user in users.items():
+    def _hold(self) -> None:
+        """Users that were written stay, as far as there is room: those that were used last."""
+        for user_id, user in self._unwritten.items():
             self._cache[user_id] = user
             self._held += user.weight
-        while self._held > self._cached_events:
+        self._unwritten.clear()
+        self._waiting = 0
+        self._trim()
+
+    def _trim(self) -> None:
+        while self._cache and self._held + self._waiting > self._cached_events:
             _, user = self._cache.popitem(last=False)
             self._held -= user.weight
 
     def _load(self, user_ids: Sequence[str]) -> dict[str, User]:
-        """Users from the cache; of the others heads and tombstones in one read, then their last pages in another."""
+        """Users, who wait from now on; of those not in memory heads and tombstones come in one read, then their last
+        pages in another.
+        """
         users: dict[str, User] = {}
         unknown: list[str] = []
         for user_id in user_ids:
+            user = self._unwritten.get(user_id)
+            if user is not None:
+                users[user_id] = user
+                continue
             user = self._cache.pop(user_id, None)
             if user is None:
                 unknown.append(user_id)
-            else:
-                self._held -= user.weight
-                users[user_id] = user
+                continue
+            self._held -= user.weight
+            self._wait(user_id, user)
+            users[user_id] = user
         if unknown:
-            users.update(self._read(unknown))
+            for user_id, user in self._read(unknown).items():
+                self._wait(user_id, user)
+                users[user_id] = user
         return users
+
+    def _wait(self, user_id: str, user: User) -> None:
+        self._unwritten[user_id] = user
+        self._waiting += user.weight
 
     def _read(self, user_ids: Sequence[str]) -> dict[str, User]:
         count = len(user_ids)

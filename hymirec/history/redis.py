@@ -143,9 +143,9 @@ class RedisStore(RedisKeys):
             values: list[bytes | None] = pipe.mget([tag + key for key in keys]) if keys else []
             return values
 
-        changes = Changes()
         appender = Appender(get_many, self._bounds)
-        return changes, appender.apply(batch, entries, changes)
+        result = appender.apply(batch, entries)
+        return appender.write(), result
 
     def _fence(self, batch: PartitionBatch, shard: int, known: Position | None, value: bytes | None) -> None:
         stored = None if value is None else unpack_position(value, f"position of {batch.topic}")
@@ -175,6 +175,15 @@ class RedisStore(RedisKeys):
             if not done:
                 raise _conflict(batch, shard, "the position is not the one this writer knows")
             self._known[place][shard] = moved
+
+    def flush(self, due: bool = False) -> None:
+        """See `HistoryStore.flush`: each batch was written when it was applied."""
+
+    def written(self, topic: str) -> dict[int, int]:
+        """See `HistoryStore.written`."""
+        with self._lock:
+            known = list(self._next.items())
+        return {place[1]: at.offset for place, at in known if place[0] == topic and at is not None}
 
     def reset_position(self, topic: str, partition: int, position: Position | None) -> None:
         """See `HistoryStore.reset_position`; all shards alike."""

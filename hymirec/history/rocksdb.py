@@ -1,4 +1,4 @@
-"""The embedded store: RocksDB, one writer, one write batch (synced) for events and position together."""
+"""The embedded store: RocksDB, one writer, one write batch (synced) for events and positions together."""
 
 from __future__ import annotations
 
@@ -135,9 +135,12 @@ class RocksDBStore(EmbeddedStore):
             raise self._trouble(e, "written") from e
 
     def close(self) -> None:
-        """Flush and release the lock."""
+        """Write what waits in memory, and release the lock."""
         with self._lock:
-            self._close()
+            try:
+                self.flush()
+            finally:
+                self._close()
 
     def _close(self) -> None:
         try:

@@ -85,15 +85,28 @@ class HistoryStore(Protocol):
     """Histories and log positions. Methods may be called from several threads."""
 
     def positions(self, topic: str) -> dict[int, Position]:
-        """Position of each partition of a topic that anything was applied of: where its consumer has to start."""
+        """Position of each partition of a topic that anything was applied of: where its consumer has to go on."""
         ...
 
     def apply(self, batch: PartitionBatch) -> ApplyResult:
         """Apply a batch and move the partition's position, atomically.
 
-        Raises PositionConflictError when the stored position is not `batch.expected` (another writer was here), and
-        TopicRecreatedError when it belongs to another topic id. Nothing is written then.
+        With `history.flush_events` both may wait in memory; reads and positions of this object count them. Raises
+        PositionConflictError when the position is not `batch.expected` (another writer was here), and
+        TopicRecreatedError when it belongs to another topic id. Nothing is applied then. After any other error, look at
+        the position: batches that waited are applied no more.
         """
+        ...
+
+    def flush(self, due: bool = False) -> None:
+        """Write what waits in memory, with the positions of all its partitions, atomically; `due`: if it is time to.
+
+        Raises StoreUnavailableError when it cannot be written; it is applied no more then.
+        """
+        ...
+
+    def written(self, topic: str) -> dict[int, int]:
+        """Next offset of each partition that this object has written; what is before it outlives this process."""
         ...
 
     def reset_position(self, topic: str, partition: int, position: Position | None) -> None:
@@ -105,7 +118,7 @@ class HistoryStore(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of files and connections."""
+        """Write what waits in memory; let go of files and connections."""
         ...
 
 

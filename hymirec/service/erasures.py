@@ -69,6 +69,14 @@ class ErasingStore:
                 self._on_erased(entry.user_id)
         return result
 
+    def flush(self, due: bool = False) -> None:
+        """See `HistoryStore.flush`."""
+        self._store.flush(due)
+
+    def written(self, topic: str) -> dict[int, int]:
+        """See `HistoryStore.written`."""
+        return self._store.written(topic)
+
     def reset_position(self, topic: str, partition: int, position: Position | None) -> None:
         """See `HistoryStore.reset_position`."""
         self._store.reset_position(topic, partition, position)

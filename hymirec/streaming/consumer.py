@@ -1,6 +1,7 @@
 """The consumer: log -> store, exactly once.
 
-Order of one round:  poll -> decode -> dead letters stored -> apply(batch, expected position) -> positions remembered.
+Order of one round:  poll -> decode -> dead letters stored -> apply(batch, expected position) -> positions remembered
+-> flush when it is due -> written positions published.
 The position that counts is the one inside the store, written with the events. At start, at a new assignment, after a
 conflict and after any trouble the consumer asks the store where it is and seeks there; what Kafka thinks is committed
 is only published. A partition that cannot go on stands still and says why; the others go on.
@@ -46,7 +47,8 @@ OnApplied = Callable[[Sequence[str]], None]
 class ConsumerStatus:
     """A snapshot. `ready` is false while anything in `problems` (a partition, "store", "log", "consumer") stands.
 
-    `positions` are next offsets, applied and readable; `lag` counts messages. `heartbeat` is in seconds since 1970;
+    `positions` are next offsets, applied and readable in this process. With `history.flush_events` some of it may not
+    be written yet, and when it cannot be they go back. `lag` counts messages. `heartbeat` is in seconds since 1970;
     `taken` is when the log took the newest applied message, in milliseconds since then, where the log says so.
     `counts`: applied, duplicates, erased, suppressed, conflicts, unknown_action, future_ts, rejected_<reason>.
     """
@@ -92,6 +94,7 @@ class HistoryConsumer:
         self._status = ConsumerStatus(heartbeat=time.time())
         self._counts: Counter[str] = Counter()
         self._positions: dict[int, int | None] = {}
+        self._published: dict[int, int] = {}
         # Where a partition was sought and has delivered nothing yet; and holes that were read twice.
         self._sought: dict[int, int] = {}
         self._holes: dict[int, tuple[int, int]] = {}
@@ -144,6 +147,7 @@ class HistoryConsumer:
         try:
             while not self._stop.is_set():
                 try:
+                    self._flush(source, due=True)
                     if source is None:
                         self._forget()
                         self._checked = 0.0
@@ -167,8 +171,20 @@ class HistoryConsumer:
             self._problem("consumer", e)
             raise
         finally:
+            with suppress(HyMiRecError, OSError):
+                # What cannot be written now is read again from the log.
+                self._flush(source, due=False)
             self._close(source)
             self._close_letters()
+
+    def _flush(self, source: EventSource | None, due: bool) -> None:
+        """Have the store write what waits, and publish the positions that are written."""
+        self._store.flush(due)
+        written = self._store.written(self._config.topic)
+        news = {p: o for p, o in written.items() if p in self._positions and o != self._published.get(p)}
+        if news and source is not None:
+            source.commit(news)
+            self._published.update(news)
 
     def _close_letters(self) -> None:
         if self._letters is not None:
@@ -224,6 +240,7 @@ class HistoryConsumer:
             # A partition that was assigned while polling has no position yet; it is sought and read again.
             if partition in self._positions and partition not in self._stopped:
                 self._apply(source, partition, batch)
+        self._flush(source, due=True)
         self._measure(source)
 
     def _check_topic(self, source: EventSource, now: bool = False) -> None:
@@ -266,7 +283,7 @@ class HistoryConsumer:
                 self._stop_partition(source, partition, e)
                 continue
             self._positions[partition] = None if position is None else start
-            self._sought[partition] = start
+            self._sought[partition] = self._published[partition] = start
             with self._lock:
                 self._status.positions[partition] = start
             self._resolved(str(partition))
@@ -347,7 +364,6 @@ class HistoryConsumer:
             if messages[-1].log_ms:
                 self._status.taken[partition] = messages[-1].log_ms
             self._status.heartbeat = time.time()
-        source.commit({partition: next_offset})
         if result.users:
             self._on_applied(result.users)
 

@@ -23,6 +23,7 @@ import hymirec.streaming.filelog
 from hymirec.errors import EventError
 from hymirec.history import Entry
 from hymirec.history.append import Appender
+from hymirec.history.embedded import EmbeddedStore
 from hymirec.history.pages import Changes
 from hymirec.history.redis import RedisStore
 from hymirec.history.rocksdb import RocksDBStore
@@ -39,6 +40,8 @@ class Bug:
 
     plant: Callable[[], None]
     store: str = "rocksdb"
+    # Events that wait in memory.
+    waiting: int = 0
 
 
 def _two_writes(first: Callable[[bytes], bool]) -> Callable[[], None]:
@@ -171,6 +174,24 @@ def _batch_backwards() -> None:
     HistoryConsumer._decode = backwards  # type: ignore[method-assign]
 
 
+def _some_users_flushed() -> None:
+    write = Appender.write
+
+    def some(self: Appender) -> Changes:
+        self._unwritten = {
+            user_id: user for user_id, user in self._unwritten.items() if zlib.crc32(user_id.encode()) % 4
+        }
+        return write(self)
+
+    Appender.write = some  # type: ignore[method-assign]
+
+
+def _published_before_written() -> None:
+    EmbeddedStore.written = lambda self, topic: {  # type: ignore[method-assign]
+        partition: position.offset for partition, position in self.positions(topic).items()
+    }
+
+
 BUGS = {
     "position before data": Bug(_two_writes(_is_position)),
     "position after data": Bug(_two_writes(lambda key: not _is_position(key))),
@@ -185,6 +206,10 @@ BUGS = {
     "letters without memory": Bug(_letters_without_memory),
     "late event dropped": Bug(_late_event_dropped),
     "batch backwards": Bug(_batch_backwards),
+    "position flushed before data": Bug(_two_writes(_is_position), waiting=60),
+    "position flushed after data": Bug(_two_writes(lambda key: not _is_position(key)), waiting=60),
+    "some users flushed": Bug(_some_users_flushed, waiting=60),
+    "published before written": Bug(_published_before_written, waiting=60),
     "stale position after reconnect": Bug(_stale_position_after_reconnect, "redis"),
     "wrong shard": Bug(_wrong_shard, "redis"),
 }

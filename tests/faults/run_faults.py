@@ -29,7 +29,7 @@ from test_faults_crash import crash_run
 from test_faults_growth import growing_run
 from test_faults_zombies import zombie_run
 
-ROCKSDB_KILLS, REDIS_KILLS, KAFKA_KILLS, RUN_KILLS = 1_000, 200, 50, 50
+ROCKSDB_KILLS, WAITING_KILLS, REDIS_KILLS, KAFKA_KILLS, RUN_KILLS = 1_000, 500, 200, 50, 50
 TRUNCATIONS, FLIPS = 500, 300
 STOPS, REBALANCES = 50, 100
 SWAPS, CORRUPT_BUNDLES, SWAP_REQUESTS = 100, 30, 20_000
@@ -150,6 +150,15 @@ def rocksdb_crashes(seed: int, scale: float) -> Iterator[Part]:
     yield crashes("file log to RocksDB", of(ROCKSDB_KILLS, scale), seed, crash_run)
 
 
+def waiting_crashes(seed: int, scale: float) -> Iterator[Part]:
+    """Writers killed with batches in memory: half of them fill it, of the others the time runs out."""
+
+    def run(place: Path, seed: int, kills: int) -> Report:
+        return crash_run(place, seed, kills, waiting=60 if seed % 2 else 100_000)
+
+    yield crashes("file log to RocksDB, waiting", of(WAITING_KILLS, scale), seed, run)
+
+
 def swaps(seed: int, scale: float) -> Iterator[Part]:
     """Bundles swapped under load, damaged ones among them."""
     with serving() as (bundle, place):
@@ -186,6 +195,7 @@ def serving() -> Iterator[tuple[Path, Path]]:
 
 PARTS: dict[str, Callable[[int, float], Iterator[Part]]] = {
     "rocksdb": rocksdb_crashes,
+    "waiting": waiting_crashes,
     "redis": redis_crashes,
     "kafka": kafka_crashes,
     "growth": growth,

@@ -13,6 +13,8 @@ from stream_logs import LogUnderTest
 
 from hymirec.config import HistoryConfig
 
+FLUSH_SECONDS = 0.05
+
 
 def crash_run(
     tmp_path: Path,
@@ -23,8 +25,9 @@ def crash_run(
     redis_server: RedisServer | None = None,
     kind: str = "file",
     broker: KafkaBroker | None = None,
+    waiting: int = 0,
 ) -> Report:
-    """One run; batches, bounds and partitions follow from the seed."""
+    """One run; batches, bounds and partitions follow from the seed. So many events wait in memory."""
     rng = random.Random(seed)
     (tmp_path / "log").mkdir()
     log = LogUnderTest(kind, tmp_path / "log", broker, partitions=rng.choice([1, 2, 3]))
@@ -37,6 +40,8 @@ def crash_run(
             "shards": 4,
             "max_events": rng.choice([100, 500]),
             "dedup_horizon": rng.choice([4, 16]),
+            "flush_events": waiting,
+            "flush_seconds": FLUSH_SECONDS,
         }
     )
     if broker:
@@ -49,6 +54,15 @@ def crash_run(
 @pytest.mark.parametrize("seed", [1, 2])
 def test_killed_writers_on_rocksdb_lose_double_and_reorder_nothing(tmp_path: Path, seed: int) -> None:
     report = crash_run(tmp_path, seed, kills=13)
+    assert report.notes == []
+    assert report.kills.total() >= 13
+
+
+@pytest.mark.parametrize(("seed", "waiting"), [(3, 60), (4, 100_000)])
+def test_killed_writers_with_batches_in_memory_lose_double_and_reorder_nothing(
+    tmp_path: Path, seed: int, waiting: int
+) -> None:
+    report = crash_run(tmp_path, seed, kills=13, waiting=waiting)
     assert report.notes == []
     assert report.kills.total() >= 13
 
@@ -78,5 +92,6 @@ def test_the_harness_finds_a_planted_bug(tmp_path: Path, bug: str, request: pyte
     if BUGS[bug].store == "redis":
         server = request.getfixturevalue("redis_server")
         server.flush()
-    report = crash_run(tmp_path, 1, kills=40, store=BUGS[bug].store, bug=bug, redis_server=server)
+    plan = BUGS[bug]
+    report = crash_run(tmp_path, 1, kills=40, store=plan.store, bug=bug, redis_server=server, waiting=plan.waiting)
     assert set(report.faults) - {"stuck"}, "not found"

@@ -28,18 +28,31 @@ from hymirec.history import Entry, PartitionBatch, Position, RawStore, open_stor
 from hymirec.history.memory import MemoryStore
 from hymirec.history.pages import Changes
 from hymirec.history.record import seal, unseal
+from hymirec.history.rocksdb import RocksDBStore
 
 Opener = Callable[..., RawStore]
 TOPIC = "events"
 
 
-@pytest.fixture(params=["memory", "rocksdb", pytest.param("redis", marks=pytest.mark.redis)])
+# What is applied waits in memory until somebody says `flush`.
+WAITING: dict[str, Any] = {"flush_events": 1_000_000, "flush_seconds": 3600.0}
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        "memory, waiting",
+        "rocksdb",
+        "rocksdb, waiting",
+        pytest.param("redis", marks=pytest.mark.redis),
+    ]
+)
 def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
     """Opens a store; again with the same data (memory: the same object)."""
-    kind = request.param
-    extra: dict[str, Any] = {}
+    kind, _, waiting = request.param.partition(", ")
+    extra: dict[str, Any] = dict(WAITING) if waiting else {}
     if kind == "rocksdb":
-        extra = {"path": str(tmp_path / "store"), "sync": False}
+        extra |= {"path": str(tmp_path / "store"), "sync": False}
     if kind == "redis":
         server = request.getfixturevalue("redis_server")
         redis.Redis.from_url(server.url).flushall()
@@ -296,6 +309,130 @@ def test_any_cut_into_batches_equals_a_plain_fold(
         history = store.read(name)
         ordered = sorted(events, key=lambda pair: pair[0])
         assert list(zip(history.ts.tolist(), history.keys.tolist(), strict=True)) == ordered
+
+
+def waiting_store(path: Path, **changes: Any) -> RawStore:
+    return open_store(HistoryConfig(store="rocksdb", path=str(path), sync=False, **(WAITING | changes)))
+
+
+def written(path: Path) -> dict[bytes, bytes]:
+    """What another process sees of a store."""
+    reader = RocksDBStore(HistoryConfig(store="rocksdb", path=str(path)), read_only=True)
+    found = dict(reader._scan(b""))
+    reader.close()
+    return found
+
+
+def test_what_waits_is_read_here_at_once_and_elsewhere_after_the_flush(tmp_path: Path) -> None:
+    store = waiting_store(tmp_path / "store")
+    store.apply(batch([event(i, key=i) for i in range(100)], None, 100))
+    store.flush()
+    store.apply(batch([event(100, key=100), event(101, "v", key=101)], 100, 102))
+    assert (store.positions(TOPIC)[0].offset, store.written(TOPIC)) == (102, {0: 100})
+    assert (store.read("u").keys.tolist(), store.read("v").count) == (list(range(101)), 1)
+    with contextlib.closing(RocksDBStore(HistoryConfig(path=str(tmp_path / "store")), read_only=True)) as reader:
+        assert (reader.positions(TOPIC)[0].offset, reader.read("u").count, reader.read("v").count) == (100, 100, 0)
+    store.flush(due=True)
+    assert store.written(TOPIC) == {0: 100}
+    store.flush()
+    assert store.written(TOPIC) == {0: 102}
+    with contextlib.closing(RocksDBStore(HistoryConfig(path=str(tmp_path / "store")), read_only=True)) as reader:
+        assert (reader.positions(TOPIC)[0].offset, reader.read("u").count, reader.read("v").count) == (102, 101, 1)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"flush_events": 20}, id="so many events wait"),
+        pytest.param({"flush_seconds": 0.001}, id="so long"),
+        pytest.param({"cached_events": 1_600}, id="so many users"),
+    ],
+)
+def test_what_waits_is_written_when(tmp_path: Path, changes: dict[str, Any]) -> None:
+    store = waiting_store(tmp_path / "store", **changes)
+    for i in range(0, 20, 5):
+        store.apply(batch([event(j, f"u{j}") for j in range(i, i + 5)], i or None, i + 5))
+        time.sleep(0.002)
+    store.flush(due=True)
+    assert store.written(TOPIC) == {0: 20}
+    store.close()
+
+
+def test_an_erasure_is_written_at_once(tmp_path: Path) -> None:
+    store = waiting_store(tmp_path / "store")
+    store.apply(batch([event(i, key=i) for i in range(100)], None, 100))
+    store.apply(batch([Entry(100, "u"), event(101, "v")], 100, 102))
+    assert store.read("u").count == 0
+    assert not [key for key in written(tmp_path / "store") if key[:1] in b"mhd" and b"u" in key]
+    assert store.written(TOPIC) == {0: 102}
+    store.close()
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 60), st.integers(1, 80)), min_size=1, max_size=12), st.data()
+)
+def test_what_is_written_is_the_same_byte_for_byte_however_long_it_waited(
+    steps: list[tuple[int, int, int]], data: st.DataObject
+) -> None:
+    """Pages that fall out of the bounds before they were ever written included."""
+    bounds: dict[str, Any] = {"store": "memory", "max_events": 150, "dedup_horizon": 70}
+    at_once, later = MemoryStore(HistoryConfig(**bounds)), MemoryStore(HistoryConfig(**bounds, **WAITING))
+    done = 0
+    for user, first_id, count in steps:
+        entries = [event(done + i, f"u{user}", key=i, id_=first_id + done // 2 + i) for i in range(count)]
+        if first_id == 0:
+            entries.append(Entry(done + count, f"u{user}"))
+        following = done + len(entries)
+        for store in (at_once, later):
+            store.apply(batch(entries, done or None, following, partition=0))
+        done = following
+        for name in range(4):
+            assert later.read(f"u{name}").keys.tolist() == at_once.read(f"u{name}").keys.tolist()
+        if data.draw(st.booleans()):
+            later.flush()
+            assert later._values == at_once._values
+    later.flush()
+    assert later._values == at_once._values
+
+
+def test_what_cannot_be_written_is_dropped_with_its_positions_and_applied_again(tmp_path: Path) -> None:
+    store = waiting_store(tmp_path / "store")
+    store.apply(batch([event(0)], None, 1))
+    store.flush()
+    store.apply(batch([event(1)], 1, 2))
+    store.apply(batch([event(0, "v", id_=7)], None, 1, partition=1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    room = max(path.stat().st_size for path in (tmp_path / "store").glob("*.log")) + 10
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(StoreUnavailableError, match="Free space"):
+            store.flush()
+        assert {p: position.offset for p, position in store.positions(TOPIC).items()} == {0: 1}
+        assert (store.read("u").count, store.read("v").count) == (1, 0)
+        # Until a write succeeds nothing waits: the trouble is told with every batch.
+        with pytest.raises(StoreUnavailableError, match="Free space"):
+            store.apply(batch([event(1)], 1, 2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with pytest.raises(PositionConflictError):
+        store.apply(batch([event(1, "v", id_=8)], 1, 2, partition=1))
+    store.apply(batch([event(1)], 1, 2))
+    assert store.written(TOPIC) == {0: 2}
+    store.apply(batch([event(0, "v", id_=7)], None, 1, partition=1))
+    assert (store.read("u").count, store.read("v").count) == (2, 1)
+    store.close()
+
+
+def test_a_damaged_page_drops_what_waits_and_leaves_what_is_written() -> None:
+    store = MemoryStore(HistoryConfig(store="memory", **WAITING))
+    store.apply(batch([event(0), event(1, "v")], None, 2))
+    store.restore("v", {key: value[:-1] + b"\0" for key, value in store.dump("v").items()})
+    store.apply(batch([event(2)], 2, 3))
+    with pytest.raises(StoreDamagedError):
+        store.apply(batch([event(3), event(4, "v")], 3, 5))
+    assert (store.positions(TOPIC)[0].offset, store.read("u").count) == (2, 1)
 
 
 def test_a_second_opener_of_rocksdb_is_told_that_there_is_one_writer(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Stores against a plain model, through whatever Hypothesis thinks of: logs, crashes, zombies, full disks.
+"""Stores against a plain model, through whatever Hypothesis thinks of: logs, crashes, zombies, full disks;
+with batches written at once and with batches that wait in memory.
 
 After every step each position and each history must be what the model says. HYMIREC_MACHINE_RUNS sets how many runs of
 up to 30 steps each store gets; `make faults` asks for 2,000 in all.
@@ -42,6 +43,7 @@ DAY, BEGIN = 86_400, 20_000
 PARTITION, USER = st.integers(0, PARTITIONS - 1), st.integers(0, USERS - 1)
 Snapshot = tuple[dict[int, Position], int]
 Bounds = dict[str, int | None]
+KEPT = {"max_events", "dedup_horizon", "max_age_days", "cached_events", "flush_events", "flush_seconds"}
 
 
 class Memory:
@@ -87,7 +89,7 @@ class RocksDB(Memory):
         shutil.rmtree(self.path)
         newest = max(after.glob("*.log"), key=lambda path: path.name)
         os.truncate(newest, max(0, newest.stat().st_size - cut))
-        self._open(self.config.model_dump(include={"max_events", "dedup_horizon", "max_age_days", "cached_events"}))
+        self._open(self.config.model_dump(include=KEPT))
 
     def _copied(self, target: Path) -> bool:
         """Copy the directory; False when a compaction in the background changed it meanwhile: no crash sees that."""
@@ -119,9 +121,10 @@ class RocksDB(Memory):
 
 
 class Redis(Memory):
-    """A crash loses what the client knows; the server stays."""
+    """A crash loses what the client knows; the server stays. Nothing waits in memory."""
 
     def __init__(self, bounds: Bounds, url: str) -> None:
+        bounds = {**bounds, "flush_events": 0}
         self._client: Any = redis.Redis.from_url(url)
         self._client.flushall()
         self.config = HistoryConfig(store="redis", url=url, shards=3, **bounds)  # type: ignore[arg-type]
@@ -157,12 +160,14 @@ class StoreMachine(RuleBasedStateMachine):
         max_events=st.integers(1, 200),
         horizon=st.integers(1, 8) | st.integers(1, 150),
         max_age=st.none() | st.integers(1, 60),
-        cached=st.sampled_from([0, 1, 50, 1_000_000]),
+        cached=st.sampled_from([0, 1, 50, 1_000_000, 1_000_000]),
+        waiting=st.sampled_from([0, 1, 100, 1_000_000]),
     )
-    def begin(self, max_events: int, horizon: int, max_age: int | None, cached: int) -> None:
+    def begin(self, max_events: int, horizon: int, max_age: int | None, cached: int, waiting: int) -> None:
         """Bounds are small, so that they are met."""
         bounds = {"max_events": max_events, "dedup_horizon": horizon}
-        self.backend = type(self).backend_of({**bounds, "max_age_days": max_age, "cached_events": cached})
+        memory = {"cached_events": cached, "flush_events": waiting, "flush_seconds": 3600}
+        self.backend = type(self).backend_of({**bounds, "max_age_days": max_age, **memory})
         self.bounds = {**bounds, "max_age": None if max_age is None else max_age * DAY}
         self.topic_id, self.clock, self.events, self.day = "id-0", 1_000, 0, BEGIN + 100
         # None: poison, which takes an offset and gives no entry.
@@ -310,35 +315,57 @@ class StoreMachine(RuleBasedStateMachine):
             self.ahead[partition, shard] = max(self.ahead.get((partition, shard), 0), batch.next_offset)
         self.backend.crash(0)
 
+    @rule()
+    def flush(self) -> None:
+        """What waited in memory is written, of all partitions."""
+        self.store.flush()
+        assert self.store.written(TOPIC).items() <= {p: at.offset for p, at in self.at.items()}.items()
+
     @rule(cut=st.one_of(st.just(0), st.integers(0, 5_000)))
     def crash(self, cut: int) -> None:
-        """The state is that after a whole batch; with nothing cut off the newest."""
+        """The state is that after a whole batch; with nothing cut off the newest that was written."""
+        written = self.store.written(TOPIC)
         self.backend.crash(cut)
         if type(self.backend) is Memory:
             self.at, self.placed, self.snapshots = {}, [], [({}, 0)]
         elif type(self.backend) is RocksDB:
-            states = self.snapshots[-1:] if cut == 0 else self.snapshots[::-1]
-            for at, length in states:
-                if self.store.positions(TOPIC) == at and self._holds(self.placed[:length]):
-                    break
-            else:
-                raise AssertionError("the store is in a state that no sequence of whole batches made")
-            self.at, self.placed = dict(at), self.placed[:length]
-            self.snapshots.append((dict(at), length))
+            waits = self.backend.config.flush_events > 0
+            self._take_back(self.snapshots[-1:] if cut == 0 and not waits else self.snapshots[::-1])
+            if cut == 0:
+                assert all(self.at[partition].offset >= offset for partition, offset in written.items())
             # An operator's decision may be lost with the rest; it is taken again.
-            for partition in [p for p, position in at.items() if position.topic_id != self.topic_id]:
+            for partition in [p for p, position in self.at.items() if position.topic_id != self.topic_id]:
                 self._reset(partition, Position(self.topic_id, 0))
+
+    def _write(self, batch: PartitionBatch) -> None:
+        self.store.apply(batch)
+        self.store.flush()
+
+    def _take_back(self, states: list[Snapshot]) -> None:
+        """The store holds what one of these states is."""
+        for at, length in states:
+            if self.store.positions(TOPIC) == at and self._holds(self.placed[:length]):
+                break
+        else:
+            raise AssertionError("the store is in a state that no sequence of whole batches made")
+        self.at, self.placed = dict(at), self.placed[:length]
+        self.snapshots.append((dict(at), length))
 
     @rule(partition=PARTITION, most=st.integers(1, 150))
     def disk_full(self, partition: int, most: int) -> None:
-        """The batch is refused whole; later it goes through."""
+        """The batch is refused whole, with all that waited; later it goes through."""
         batch = self._batch(partition, most)
         if batch.next_offset == (batch.expected or 0):
             return
+        written = self.store.written(TOPIC)
         with self.backend.full() as full:
             if full:
                 with pytest.raises(StoreUnavailableError):
-                    self.store.apply(batch)
+                    self._write(batch)
+        if full and self.backend.config.flush_events:
+            self._take_back(self.snapshots[::-1])
+            assert all(self.at[p].offset == offset for p, offset in written.items())
+            batch = self._batch(partition, most)
         self.store.apply(batch)
         self._place(batch)
 
@@ -387,6 +414,7 @@ class StoreMachine(RuleBasedStateMachine):
         if hasattr(self, "backend"):
             assert self.store.positions(TOPIC) == self.at
             assert self._holds(self.placed)
+            assert all(offset <= self.at[p].offset for p, offset in self.store.written(TOPIC).items())
 
     def teardown(self) -> None:
         """Leave nothing behind."""

@@ -280,6 +280,28 @@ def test_a_store_that_fails_is_told_and_nothing_is_lost_when_it_is_back(log: Log
     assert [store.read(f"u{user}").keys.tolist() for user in range(3)] == [keys(*range(u, 30, 3)) for u in range(3)]
 
 
+def test_batches_that_wait_in_memory_are_published_when_they_are_written_and_a_stop_writes_them(
+    log: LogUnderTest, start: Start
+) -> None:
+    store = MemoryStore(HistoryConfig(store="memory", flush_events=10_000, flush_seconds=3600))
+    consumer = start(store)
+    places = log.open().producer().send([message(i, f"u{i % 3}") for i in range(30)])
+    assert consumer.wait_for(places, 10)
+    assert [store.read(f"u{user}").count for user in range(3)] == [10, 10, 10]
+    assert (store.written(log.config.topic), list(store._values)) == ({}, [])
+    consumer.stop()
+    ends = {partition: offset + 1 for partition, offset in places}
+    assert store.written(log.config.topic) == ends == consumer._published
+
+
+def test_no_batch_waits_longer_than_it_may_when_no_event_follows(log: LogUnderTest, start: Start) -> None:
+    store = MemoryStore(HistoryConfig(store="memory", flush_events=10_000, flush_seconds=0.5))
+    consumer = start(store)
+    places = log.open().producer().send([message(1)])
+    assert consumer.wait_for(places, 10)
+    until(lambda: store.written(log.config.topic) == {places[0][0]: 1}, 5)
+
+
 def test_a_damaged_history_stops_its_partition_only(log: LogUnderTest, start: Start) -> None:
     # A user whom the writer holds in memory it need not read.
     store = MemoryStore(HistoryConfig(store="memory", cached_events=0))
