@@ -27,7 +27,8 @@ HyMiRecError
 │   └── CodecMissingError           a message needs a compression codec that is not installed
 ├── ServiceError
 │   ├── OverloadedError             the queue of a stage is full; shed, to be tried again later
-│   └── StageUnavailableError       a stage gave no answer in time, or died with the call
+│   └── StageUnavailableError       a stage died with the call, or cannot be reached
+│       └── StageLateError          a stage gave no answer in time
 └── RequestError                    a request that can never succeed as it is (HTTP 4xx)
     └── UnknownItemError            an item id that no bundle knows
 
@@ -162,7 +163,11 @@ class OverloadedError(ServiceError):
 
 
 class StageUnavailableError(ServiceError):
-    """A stage gave no answer in time, or died with the call."""
+    """A stage died with the call, or cannot be reached."""
+
+
+class StageLateError(StageUnavailableError):
+    """A stage gave no answer in time; never retried by the service itself, since it would take as long again."""
 
 
 class RequestError(HyMiRecError):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from hymirec.errors import StageUnavailableError
+from hymirec.errors import StageLateError, StageUnavailableError
 
 TRIES = 3
 # Between two tries a router learns that a replica has died.
@@ -32,7 +32,7 @@ async def ask(name: str, call: Callable[[], Awaitable[T]], seconds: float) -> T:
 
     Only a call that died with its replica (StageUnavailableError) is tried again: an overloaded stage is left alone, an
     error of ours would come again, and one that takes too long would take as long the next time.
-    Raises StageUnavailableError when there was no answer, and whatever else the stage raised.
+    Raises StageLateError when there was no answer in time, and whatever else the stage raised.
     """
     deadline = Deadline(seconds)
     for attempt in range(1, TRIES + 1):
@@ -40,7 +40,9 @@ async def ask(name: str, call: Callable[[], Awaitable[T]], seconds: float) -> T:
             async with asyncio.timeout(deadline.left()):
                 return await call()
         except TimeoutError as e:
-            raise StageUnavailableError(f"the {name} gave no answer within {seconds:.2f} s; try again") from e
+            raise StageLateError(f"the {name} gave no answer within {seconds:.2f} s; try again") from e
+        except StageLateError:
+            raise
         except StageUnavailableError:
             if attempt == TRIES or deadline.left() <= PAUSE_SECONDS:
                 raise

@@ -4,22 +4,21 @@
     cached_coarse   the newest events, coarse interests from before some of them (no pass over the long history)
     popular         what most people like, less what must not be shown; needs no stage at all
 
-Each rung gets what is left of the request's time. Only an overloaded stage is no reason to go down: overload is shed
-(503 with Retry-After), or every request of an overloaded service would cost two.
+Each rung gets what is left of the request's time. Overload must not make a request cost two: an overloaded stage is no
+reason to go down, it is shed (503 with Retry-After), and who lost the time in a crowd gets popular items at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 
 from hymirec.answers import Keys, Query, Recommendations
 from hymirec.catalog.keys import item_keys
-from hymirec.errors import HyMiRecError, StageUnavailableError
+from hymirec.errors import HyMiRecError, StageLateError, StageUnavailableError
 from hymirec.service.calls import Deadline, ask
 from hymirec.service.limit import Limit
 from hymirec.service.stages import RankerStage
@@ -70,25 +69,27 @@ class PopularList:
 class Ladder:
     """Asks the ranker for the best answer that there is time for."""
 
-    def __init__(
-        self, ranker: RankerStage, popular: PopularList, stage_seconds: float, limit: Limit | None = None
-    ) -> None:
-        self._ranker, self._popular, self._stage_seconds = ranker, popular, stage_seconds
-        self._timed = nullcontext if limit is None else limit.timed
+    def __init__(self, ranker: RankerStage, popular: PopularList, stage_seconds: float, limit: Limit) -> None:
+        self._ranker, self._popular, self._stage_seconds, self._limit = ranker, popular, stage_seconds, limit
 
     async def answer(self, query: Query, deadline: Deadline) -> Recommendations:
         """The answer of the highest rung that there is time for. Raises OverloadedError, RequestError."""
         try:
-            with self._timed():
+            with self._limit.timed():
                 return await self._rank(query, deadline.left(self._stage_seconds))
         except StageUnavailableError as e:
             log.warning("no full answer: %s", e)
-        if query.coarse is not None:
+            again = query.coarse is not None and not self._lost_in_crowd(e)
+        if again:
             try:
                 return await self._rank(replace(query, stale_ok=True), deadline.left(self._stage_seconds))
             except StageUnavailableError as e:
                 log.warning("no answer from cached interests: %s", e)
         return self.popular(query)
+
+    def _lost_in_crowd(self, error: StageUnavailableError) -> bool:
+        """Whether the time was lost to others in line, who would be as many the second time."""
+        return isinstance(error, StageLateError) and self._limit.crowded
 
     async def _rank(self, query: Query, seconds: float) -> Recommendations:
         """Each try says how much time is left, so that a ranker never works for a caller who has gone."""

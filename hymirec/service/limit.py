@@ -1,9 +1,10 @@
 """How many requests may wait for the recommender at a time: as many as it answers in time, found by trying.
 
 A bound that is fixed is wrong for a model that is slower than thought: the line is then longer than its requests have
-time, each is answered too late, and nothing comes of all the work. Here late answers shrink the bound and timely ones
-raise it (additive increase, multiplicative decrease, as TCP and Netflix's concurrency-limits do), so that the line is
-as long as it is useful, and who would wait in vain is turned away at once.
+time, each is answered too late, and nothing comes of all the work. Here a late answer brings the bound down to what
+would have been answered in time (a line that is served in order: Little's law, the gradient of Netflix's
+concurrency-limits), but not below half at once; timely ones raise it one by one. So the line is as long as it is
+useful, and who would wait in vain is turned away at once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from hymirec.errors import OverloadedError
 
 # So few wait nowhere for long; below, a single slow answer would turn users away.
 LEAST = 4
-SHRINK = 0.8
+MOST_SHRINK = 0.5
 
 
 class Limit:
@@ -42,6 +43,11 @@ class Limit:
         """Whether one more may come in."""
         return self.inside < self.value
 
+    @property
+    def crowded(self) -> bool:
+        """Whether the bound is what holds requests back, or nearly."""
+        return 2 * self.inside > self._value
+
     @contextmanager
     def place(self) -> Iterator[None]:
         """Hold a place."""
@@ -54,7 +60,7 @@ class Limit:
     @contextmanager
     def timed(self) -> Iterator[None]:
         """Learn from how long the block takes, an answer or none; nothing from one that is turned away."""
-        begun, away = self._clock(), False
+        begun, inside, away = self._clock(), self.inside, False
         try:
             yield
         except OverloadedError:
@@ -62,12 +68,14 @@ class Limit:
             raise
         finally:
             if not away:
-                self._learn(begun, self._clock())
+                self._learn(begun, self._clock(), inside)
 
-    def _learn(self, begun: float, now: float) -> None:
+    def _learn(self, begun: float, now: float, inside: int) -> None:
         if now - begun > self._target:
             # Requests that began before it shrank say nothing about the bound that holds now.
             if begun >= self._shrunk:
-                self._value, self._shrunk = max(self._least, self._value * SHRINK), now
-        elif 2 * self.inside > self._value:
+                in_time = inside * self._target / (now - begun)
+                lower = max(self._least, self._value * MOST_SHRINK, in_time)
+                self._value, self._shrunk = min(self._value, lower), now
+        elif self.crowded:
             self._value = min(self._most, self._value + 1 / self._value)

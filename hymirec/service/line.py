@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import faiss
 
 from hymirec.answers import Query, Recommendations
-from hymirec.errors import StageUnavailableError
+from hymirec.errors import StageLateError
 from hymirec.inference import HyMiRec
 from hymirec.service.calls import Deadline
 from hymirec.telemetry import BATCH_REQUESTS, DROPPED, STAGE_SECONDS, Observe, unobserved
@@ -62,7 +62,7 @@ class Line:
         self._thread = ThreadPoolExecutor(1, "model", faiss.omp_set_num_threads, (threads,))
 
     async def recommend(self, model: HyMiRec, query: Query) -> Recommendations:
-        """See `HyMiRec.recommend_batch`. Raises StageUnavailableError when `query.seconds` have passed in line."""
+        """See `HyMiRec.recommend_batch`. Raises StageLateError when `query.seconds` have passed in line."""
         found: Recommendations = await self._join(
             self._urgent, _Place(Deadline(query.seconds), model=model, query=query)
         )
@@ -71,7 +71,7 @@ class Line:
     async def run(self, work: Callable[[], T], seconds: float, nearline: bool = False) -> T:
         """Do something else on the model's thread, in line with the requests or, `nearline`, behind all of them.
 
-        Raises StageUnavailableError when `seconds` have passed in line.
+        Raises StageLateError when `seconds` have passed in line.
         """
         line = self._nearline if nearline else self._urgent
         found: T = await self._join(line, _Place(Deadline(seconds), work))
@@ -138,7 +138,7 @@ class Line:
             return False
         if not place.deadline.left():
             self._observe(DROPPED, 1)
-            place.future.set_exception(StageUnavailableError("the time of the request passed in line; try again"))
+            place.future.set_exception(StageLateError("the time of the request passed in line; try again"))
             return False
         return True
 

@@ -101,7 +101,7 @@ class Ranker:
     async def recommend(self, query: Query) -> Recommendations:
         """See `HyMiRec.recommend_keys`. Coarse interests of another bundle are not used.
 
-        Raises StageUnavailableError when the query's seconds have passed before the model was free.
+        Raises StageLateError when the query's seconds have passed before the model was free.
         """
         model = self._model
         if query.coarse is not None and query.coarse.bundle != model.bundle_id:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from hymirec.errors import OverloadedError, RequestError, StageUnavailableError
+from hymirec.errors import OverloadedError, RequestError, StageLateError, StageUnavailableError
 from hymirec.service.calls import TRIES, Deadline, ask
 
 
@@ -37,7 +37,9 @@ def test_a_stage_that_keeps_dying_is_given_up_after_three_tries() -> None:
     assert stage.calls == TRIES
 
 
-@pytest.mark.parametrize("error", [OverloadedError("full"), RequestError("k"), ValueError("a bug")])
+@pytest.mark.parametrize(
+    "error", [OverloadedError("full"), StageLateError("late"), RequestError("k"), ValueError("a bug")]
+)
 def test_overload_and_errors_that_would_come_again_are_not_retried(error: Exception) -> None:
     stage = Stage(error, "answer")
     with pytest.raises(type(error)):
@@ -48,7 +50,7 @@ def test_overload_and_errors_that_would_come_again_are_not_retried(error: Except
 def test_a_slow_stage_costs_no_more_than_its_time() -> None:
     stage = Stage(30.0, "answer")
     start = time.monotonic()
-    with pytest.raises(StageUnavailableError, match=r"the ranker gave no answer within 0\.05 s"):
+    with pytest.raises(StageLateError, match=r"the ranker gave no answer within 0\.05 s"):
         asyncio.run(ask("ranker", stage, 0.05))
     assert time.monotonic() - start < 5
     assert stage.calls == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,13 @@ class Faulty:
 
     ranker: RankerStage
     broken: dict[str, Exception | float] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.ranker, name)
 
     async def _trouble(self, name: str) -> None:
+        self.asked.append(name)
         trouble = self.broken.get(name)
         if isinstance(trouble, Exception):
             raise trouble
@@ -81,6 +84,7 @@ def case_of_module(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 def case(case_of_module: Case) -> Iterator[Case]:
     yield case_of_module
     case_of_module.faulty.broken.clear()
+    case_of_module.faulty.asked.clear()
 
 
 def test_with_everything_well_the_answer_is_full(case: Case) -> None:
@@ -139,6 +143,20 @@ def test_overload_is_shed_and_not_answered_with_less(case: Case) -> None:
     reply = case.service.call("POST", "/v1/recommend", json={"user_id": "ada"})
     assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
     assert reply.json()["detail"] == "the queue is full"
+
+
+@pytest.mark.parametrize(
+    ("trouble", "tries"), [(30.0, ["full"]), (StageUnavailableError("died"), ["full", "full", "full", "stale"])]
+)
+def test_who_lost_the_time_in_a_crowd_does_not_ask_twice(case: Case, trouble: Any, tries: list[str]) -> None:
+    case.faulty.broken.update(full=trouble, stale=StageUnavailableError("died"))
+    limit = case.service.frontend.limit
+    with ExitStack() as crowd:
+        for _ in range(limit.value - 1):
+            crowd.enter_context(limit.place())
+        assert case.ask()["reason"] == "popular"
+    assert [name for name in case.faulty.asked if name != "popular"][: len(tries)] == tries
+    assert case.faulty.asked.count("stale") == (3 if "stale" in tries else 0)
 
 
 def test_without_the_history_writer_there_are_popular_items(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

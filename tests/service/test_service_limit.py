@@ -68,6 +68,15 @@ def test_the_bound_stays_where_it_was_while_answers_are_in_time_and_comes_back()
     assert limit.value == 80
 
 
+def test_a_bound_that_is_far_too_high_comes_down_within_the_first_answers() -> None:
+    clock = [0.0]
+    limit = Limit(80, TARGET, lambda: clock[0])
+    simulated(limit, clock, 40, 20, 6)
+    # 80 in line wait for 4 seconds, 40 for 2, and 20 for as long as they may.
+    assert limit.value <= 25
+    assert simulated(limit, clock, 40, 20, 30)[1] == 0
+
+
 def test_a_few_always_find_a_place() -> None:
     clock = [0.0]
     limit = Limit(80, TARGET, lambda: clock[0])

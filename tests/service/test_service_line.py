@@ -17,7 +17,7 @@ from service_kit import BASE_TS, Recorder
 from hymirec import HyMiRec
 from hymirec.answers import Query, Recommendations
 from hymirec.catalog.keys import item_keys
-from hymirec.errors import RequestError, StageUnavailableError
+from hymirec.errors import RequestError, StageLateError
 from hymirec.service.line import Line
 from hymirec.telemetry import BATCH_REQUESTS, DROPPED, STAGE_SECONDS
 
@@ -175,7 +175,7 @@ def test_a_request_whose_time_has_passed_or_whose_caller_has_gone_never_reaches_
 
     late, late_work, in_time = asyncio.run(go())
     for outcome in (late, late_work):
-        assert isinstance(outcome, StageUnavailableError)
+        assert isinstance(outcome, StageLateError)
         assert "passed in line" in str(outcome)
     assert len(in_time.items) == 5
     assert case.batches == [1]

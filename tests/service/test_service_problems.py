@@ -17,6 +17,7 @@ from hymirec.service.problems import problem, status_of, validation_problem
         (errors.BundleMismatchError(""), 409),
         (errors.OverloadedError(""), 503),
         (errors.StageUnavailableError(""), 503),
+        (errors.StageLateError(""), 503),
         (errors.SourceUnavailableError(""), 503),
         (errors.StoreUnavailableError(""), 503),
         (errors.StoreDamagedError(""), 500),
