@@ -98,26 +98,27 @@ class User:
     # Of the keys of its pages; made once.
     prefixes: tuple[bytes, bytes] | None = None
 
+    def mark(self, entries: Sequence[Entry]) -> list[int]:
+        """Set the marks of events; returns the event ids that were perhaps seen, here or before, and those of erasures.
+
+        The marks of events that are not appended after all cost a search each, no more.
+        """
+        marks, suspects = self.marks, []
+        for _, _, key, _, _, event_hash, _ in entries:
+            low = event_hash % MARKS
+            place, bit = low >> 3, 1 << (low & 7)
+            if marks[place] & bit or key is None:
+                suspects.append(event_hash)
+            else:
+                marks[place] |= bit
+        return suspects
+
     def has_seen(self, event_hash: int) -> bool:
         """Whether an event id is within the horizon."""
-        low = event_hash % MARKS
-        if not self.marks[low >> 3] >> (low & 7) & 1:
-            return False
         return bool((np.frombuffer(self.recent, np.uint64) == event_hash).any())
 
-    def see(self, hashes: array[int]) -> None:
-        """Add event ids."""
-        self.recent += hashes.tobytes()
-        marks = self.marks
-        for event_hash in hashes:
-            low = event_hash % MARKS
-            marks[low >> 3] |= 1 << (low & 7)
-        self.unmarked -= len(hashes)
-        if self.unmarked < 0:
-            self.mark()
-
-    def mark(self) -> None:
-        """Make the marks anew."""
+    def mark_anew(self) -> None:
+        """Only the event ids of the horizon are marked."""
         marks = np.zeros(MARKS, np.bool_)
         marks[np.frombuffer(self.recent, np.uint64) % MARKS] = True
         self.marks, self.unmarked = bytearray(np.packbits(marks, bitorder="little").tobytes()), MARKED_ANEW
@@ -199,13 +200,14 @@ class Appender:
 
     @staticmethod
     def _all_new(user: User, entries: Sequence[Entry]) -> bool:
-        """Whether all are events that were not seen: then they are appended at once."""
-        if len(entries) == 1:
-            return entries[0].key is not None and not user.has_seen(entries[0].event_hash)
+        """Mark them all, and say whether all are events that were not seen: then they are appended at once."""
+        suspects = user.mark(entries)
+        if not suspects:
+            return True
         hashes = {entry[5] for entry in entries}
         if len(hashes) < len(entries) or any(entry[2] is None for entry in entries):
             return False
-        return not any(map(user.has_seen, hashes))
+        return not any(map(user.has_seen, suspects))
 
     def _one_by_one(
         self,
@@ -224,14 +226,14 @@ class Appender:
                 user.tombstone = Tombstone(*stone)
                 self._changes.put(tombstone_key(user_id), user.tombstone.pack())
                 result.erased += 1
-            elif user.has_seen(entry.event_hash):
+            elif user.mark((entry,)) and user.has_seen(entry.event_hash):
                 result.duplicates += 1
             else:
                 self._append(user_id, user, (entry,))
                 result.applied += 1
 
     def _append(self, user_id: str, user: User, entries: Sequence[Entry]) -> None:
-        """Append events that are all new."""
+        """Append events that are all new and marked."""
         head, done, count = user.head, 0, len(entries)
         while done < count:
             room = PAGE_RECORDS - len(user.page.keys)
@@ -241,10 +243,13 @@ class Appender:
             part = entries if done == 0 and count <= room else entries[done : done + room]
             user.page.extend(part)
             user.dirty[head.last_page] = user.page
-            user.see(user.page.hashes[-len(part) :])
+            user.recent += user.page.hashes[-len(part) :].tobytes()
             user.keep(self._bounds.horizon)
             head.total += len(part)
             done += len(part)
+        user.unmarked -= count
+        if user.unmarked < 0:
+            user.mark_anew()
 
     def _turn(self, user_id: str, user: User, entry: Entry) -> None:
         """Begin a page, and let old ones go."""
@@ -279,7 +284,7 @@ class Appender:
                 self._changes.delete(key)
         user.head, user.page, user.dirty, user.stored_first = Head(), Page(), {}, 0
         user.recent.clear()
-        user.mark()
+        user.mark_anew()
 
     def _write(self, user_id: str, user: User, changes: Changes) -> None:
         if not user.dirty:
@@ -373,4 +378,4 @@ class Appender:
         last = array("Q", hashes[-len(keys) :].tobytes())
         user.page = Page(array("Q", keys), array("I", times), bytearray(actions), last)
         user.recent = bytearray(hashes[-self._bounds.horizon :].tobytes())
-        user.mark()
+        user.mark_anew()
