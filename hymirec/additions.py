@@ -18,7 +18,7 @@ import torch
 
 import hymirec
 from hymirec.artifacts import Manifest, Step, hash_json, read_json, read_manifest, verify, write_json
-from hymirec.bundle import CODES_DIR, INDEX_FILE, KIND, verify_bundle
+from hymirec.bundle import CODES_DIR, INDEX_FILE, INDEX_INFO, KIND, index_report, verify_bundle
 from hymirec.catalog.additions import NewItems, append_parts, find_new_items
 from hymirec.catalog.parts import pending_parts
 from hymirec.catalog.prepared import Catalog
@@ -31,7 +31,7 @@ from hymirec.encoder import ContentEncoder
 from hymirec.encoder.encode import encode_part
 from hymirec.errors import BundleError
 from hymirec.recommender.extend import extend_recommender
-from hymirec.retrieval import ItemIndex
+from hymirec.retrieval import ItemIndex, grow_index
 
 ADDITIONS_FILE = "additions.json"
 BUNDLES_DIR = "bundles"
@@ -126,13 +126,15 @@ class Addition:
             append_parts(self.codes_dir, out / CODES_DIR, len(old))
         content_MD = read_vectors(self.embeddings_dir)
         vectors_MW = extend_recommender(self.base / "recommender", out / "recommender", codebook, old, new, content_MD)
-        index = ItemIndex.open(self.base / INDEX_FILE)
-        index.add(vectors_MW)
+        before = index_report(read_manifest(self.base))
+        index, report = grow_index(ItemIndex.open(self.base / INDEX_FILE), before, vectors_MW, self.config.retrieval)
         index.save(out / INDEX_FILE)
         write_json(out / ADDITIONS_FILE, {"base": self.base_id, "items": len(index), "added": len(new)})
         with (out / "README.md").open("a", encoding="utf-8") as f:
             f.write(f"\n{len(new):,} items were added to bundle {self.base_id[:12]} without training.\n")
-        manifest = self.step.commit()
+            if report.kind != "flat" and report.trained_items == len(index):
+                f.write("The index was built again.\n")
+        manifest = self.step.commit({INDEX_INFO: report.info()})
         self.clean()
         return manifest
 

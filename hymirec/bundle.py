@@ -4,7 +4,7 @@
     codes/items.codes      packed codes of every item, mapped into memory (the run's parts for other kinds of codebook)
     codebook/              centroids, report
     recommender/           weights, item vectors, projected codebook
-    index.faiss            item vectors, searchable
+    index.faiss            item vectors, searchable; what it is and the recall it vouches for stand in the manifest
     encoder.json           which content encoder made the embeddings (by reference: serving does not need it)
     config.yaml metrics.json README.md
 
@@ -33,18 +33,23 @@ from hymirec.artifacts import (
     write_manifest,
 )
 from hymirec.catalog.parts import part_paths, read_table, write_table
-from hymirec.catalog.prepared import Catalog
-from hymirec.catalog.schemas import INDEX, ITEM, ITEMS_DIR, KEY, POPULARITY, TITLE
+from hymirec.catalog.prepared import Catalog, Sequences
+from hymirec.catalog.schemas import INDEX, ITEM, ITEMS_DIR, KEY, POPULARITY, SEQUENCES_FILE, TITLE
 from hymirec.codebook import open_codebook
 from hymirec.codebook.table import ItemCodes
 from hymirec.config import ComputeConfig, Config, PipelineConfig, dump
 from hymirec.errors import ArtifactDamagedError, ArtifactMissingError, BundleError
 from hymirec.recommender.hybrid import HybridModel
-from hymirec.retrieval import ItemIndex
+from hymirec.recommender.requests import split_interests, users_with_targets
+from hymirec.retrieval import IndexReport, ItemIndex, check_index, choose_index, kind_for
 
 KIND = "bundle"
 INDEX_FILE = "index.faiss"
 CODES_DIR = "codes"
+# Key of the manifest's info: the index's report.
+INDEX_INFO = "index"
+# Users whose interests the recall of an index is measured with.
+RECALL_USERS = 256
 COPIED = ("codebook", "recommender")
 UNCOPIED = shutil.ignore_patterns(
     "manifest.json", "timing.json", "work", "logs", "checkpoints", "tensorboard", "report", ".*"
@@ -61,6 +66,13 @@ class Bundle:
     model: HybridModel
     index: ItemIndex
     popular: NDArray[np.int64]
+    # None for a bundle of the time before there were such reports.
+    index_report: IndexReport | None = None
+
+    def check_index(self) -> None:
+        """Measure a little of the recall that the index vouches for. Raises BundleError when it falls short."""
+        if self.index_report is not None:
+            check_index(self.index, self.index_report)
 
     @classmethod
     def open(cls, path: str | Path, device: str = "cpu") -> Bundle:
@@ -82,7 +94,7 @@ class Bundle:
                 "these must be equal. Write the bundle again from one run"
             )
         popular = np.lexsort((np.arange(catalog.size), -catalog.popularity))
-        return cls(directory, manifest.id, catalog, model, index, popular)
+        return cls(directory, manifest.id, catalog, model, index, popular, index_report(manifest))
 
 
 def write_bundle(run_dir: Path, config: PipelineConfig, out: Path) -> Manifest:
@@ -105,12 +117,40 @@ def write_bundle(run_dir: Path, config: PipelineConfig, out: Path) -> Manifest:
     else:
         shutil.copytree(run_dir / CODES_DIR, out / CODES_DIR, ignore=UNCOPIED)
     model = HybridModel.open(out / "recommender", items)
-    ItemIndex.build(model.item_vectors().float().cpu().numpy(), config.retrieval).save(out / INDEX_FILE)
+    vectors_NW = model.item_vectors().float().cpu().numpy()
+    index, report = choose_index(vectors_NW, config.retrieval, *_some_interests(model, run_dir, config))
+    index.save(out / INDEX_FILE)
     encoder = read_manifest(run_dir / "encoder")
     write_json(out / "encoder.json", {"preset": config.encoder.preset, "model": config.encoder.model, "id": encoder.id})
     (out / "config.yaml").write_text(_recipe(config), encoding="utf-8")
     (out / "README.md").write_text(_card(config, out), encoding="utf-8")
-    return write_manifest(out, KIND)
+    return write_manifest(out, KIND, info={INDEX_INFO: report.info()})
+
+
+def index_report(manifest: Manifest) -> IndexReport | None:
+    """What a bundle's index vouches for. Raises BundleError for a report that is none."""
+    info = manifest.info.get(INDEX_INFO)
+    return None if info is None else IndexReport.of(info)
+
+
+def _some_interests(
+    model: HybridModel, run_dir: Path, config: PipelineConfig
+) -> tuple[NDArray[np.float32] | None, str]:
+    """Interests (Q, W) of some of the run's users at the time of their test targets; None where none is needed."""
+    if (
+        kind_for(len(model.item_vectors()), config.retrieval) == "flat"
+        or not (run_dir / "data" / SEQUENCES_FILE).is_file()
+    ):
+        return None, ""
+    sequences = Sequences.open(run_dir / "data")
+    users = users_with_targets(sequences, "test")
+    rng = np.random.default_rng(config.seed)
+    chosen = np.sort(rng.permutation(users)[:RECALL_USERS])
+    found = [
+        interests.flatten(0, 1).cpu().numpy()
+        for _, interests in split_interests(model, sequences, "test", chosen, config.evaluation.batch_users)
+    ]
+    return (np.concatenate(found) if found else None), f"interests of {len(chosen)} users"
 
 
 def verify_bundle(directory: Path) -> Manifest:

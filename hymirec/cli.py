@@ -215,11 +215,12 @@ def load(
 @bundle.command("inspect")
 @speaks
 def bundle_inspect(directory: Path) -> None:
-    """Id, files and metrics of a bundle."""
+    """Id, files, metrics and index of a bundle."""
     from hymirec.artifacts import read_json, read_manifest
 
     manifest = read_manifest(directory)
-    _print_json({"id": manifest.id, "files": manifest.files, "metrics": read_json(directory / "metrics.json")})
+    metrics = read_json(directory / "metrics.json")
+    _print_json({"id": manifest.id, "files": manifest.files, "metrics": metrics, "index": manifest.info.get("index")})
 
 
 @bundle.command("verify")

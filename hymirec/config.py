@@ -362,9 +362,19 @@ class EvaluationConfig(Config):
 class RetrievalConfig(Config):
     """Index over item vectors. An item's score is its largest cosine over the interests, and what is popular now."""
 
-    index: Literal["flat", "hnsw"] = Field("flat", description="`flat` is exact")
+    index: Literal["auto", "flat", "hnsw", "ivf_sq8"] = Field(
+        "auto",
+        description="`flat` is exact; `ivf_sq8` and `hnsw` find `target_recall` of it, or the next one is taken, in "
+        "the order ivf_sq8, hnsw, flat; `auto` is flat, or ivf_sq8 for more than `flat_items` items",
+    )
+    target_recall: float = Field(
+        0.98, gt=0, lt=1, description="not flat: recall@100 against all products that a search's effort is raised to"
+    )
+    flat_items: int = Field(50_000, ge=0, description="auto only: up to so many items the index is flat")
     hnsw_links: int = Field(32, ge=4, description="hnsw only: links of a node (M)")
-    hnsw_search: int = Field(256, ge=16, description="hnsw only: candidates of a search, and of an insertion (ef)")
+    hnsw_search: int = Field(
+        256, ge=16, description="hnsw only: candidates of an insertion, and the fewest of a search (ef)"
+    )
 
 
 class ComputeConfig(Config):

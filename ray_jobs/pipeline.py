@@ -110,8 +110,7 @@ def _evaluated(run_dir: Path, config: PipelineConfig, out: Path) -> None:
 
 
 def _bundle(work: Work) -> Mapping[str, Any]:
-    write_bundle(work.run_dir, work.config, work.step.dir)
-    return {}
+    return write_bundle(work.run_dir, work.config, work.step.dir).info
 
 
 EVALUATE = "rank the whole catalogue for every user"

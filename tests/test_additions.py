@@ -15,9 +15,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from hymirec.additions import Addition, add_items
 from hymirec.artifacts import read_manifest, write_json, write_manifest
-from hymirec.bundle import Bundle, verify_bundle
+from hymirec.bundle import Bundle, verify_bundle, write_bundle
 from hymirec.catalog.parts import part_paths, read_table
-from hymirec.config import PipelineConfig
+from hymirec.config import PipelineConfig, RetrievalConfig
 from hymirec.encoder import ContentEncoder
 from hymirec.errors import ArtifactDamagedError, BundleError, DataError, ValidationError
 from hymirec.inference import HyMiRec
@@ -116,6 +116,24 @@ def test_other_kinds_of_codebook_grow_too(kind: str, tmp_path: Path) -> None:
     coarse = [model.coarse([(item, at) for at, item in enumerate(own)], now=90).vectors for own in (history, twins)]
     assert np.abs(coarse[0] - coarse[1]).max() < 2e-3
     assert len(model.recommend(history).items) == 20
+
+
+def test_an_approximate_index_takes_new_items_in_and_vouches_for_its_recall_anew(
+    run_dir: Path, config: PipelineConfig, tmp_path: Path
+) -> None:
+    graph = config.model_copy(update={"retrieval": RetrievalConfig(index="hnsw")})
+    write_bundle(run_dir, graph, tmp_path / "base")
+    few = add_items(graph, new_items(run_dir, tmp_path / "few.parquet"), tmp_path / "base", tmp_path / "few").out
+    many = new_items(run_dir, tmp_path / "many.parquet", 0, ITEMS + ADDED)
+    more = add_items(graph, many, tmp_path / "base", tmp_path / "more").out
+    for out, added, trained in ((few, ADDED, ITEMS), (more, ITEMS + ADDED, 2 * ITEMS + ADDED)):
+        bundle = Bundle.open(out)
+        report = bundle.index_report
+        assert report is not None
+        assert (report.kind, len(bundle.index), report.trained_items) == ("hnsw", ITEMS + added, trained)
+        assert report.recall >= report.target
+        assert ("The index was built again." in (out / "README.md").read_text()) == (out == more)
+        bundle.check_index()
 
 
 def test_items_may_be_added_to_what_was_added_to(run_dir: Path, config: PipelineConfig, added: Path) -> None:

@@ -126,11 +126,37 @@ def test_parts_of_two_catalogues_do_not_make_a_bundle(copy: Path) -> None:
         Bundle.open(copy)
 
 
-def test_an_hnsw_bundle_recommends_what_the_exact_one_does(run_dir: Path, tmp_path: Path) -> None:
-    config = tiny_config().model_copy(update={"retrieval": RetrievalConfig(index="hnsw")})
-    write_bundle(run_dir, config, tmp_path / "hnsw")
-    exact, graph = HyMiRec.from_pretrained(run_dir / "bundle"), HyMiRec.from_pretrained(tmp_path / "hnsw")
-    assert exact.bundle_id != graph.bundle_id
+@pytest.mark.parametrize("kind", ["hnsw", "ivf_sq8"])
+def test_a_bundle_of_another_index_recommends_what_the_exact_one_does(run_dir: Path, tmp_path: Path, kind: str) -> None:
+    config = tiny_config().model_copy(update={"retrieval": RetrievalConfig(index=kind)})  # type: ignore[arg-type]
+    manifest = write_bundle(run_dir, config, tmp_path / "other")
+    exact, other = HyMiRec.from_pretrained(run_dir / "bundle"), HyMiRec.from_pretrained(tmp_path / "other")
+    assert exact.bundle_id != other.bundle_id
+    assert exact.bundle.index_report is not None
+    assert exact.bundle.index_report.kind == "flat"
+    report = other.bundle.index_report
+    assert report is not None
+    assert manifest.info["index"] == report.info()
+    assert report.asked == kind
+    assert report.recall >= 0.98
+    assert report.queries == "interests of 54 users"
+    other.bundle.check_index()
     history = [exact.bundle.catalog.item_id(i) for i in range(12)]
-    a, b = (model.recommend(history, k=10, now=1_800_000_000).items for model in (exact, graph))
+    a, b = (model.recommend(history, k=10, now=1_800_000_000).items for model in (exact, other))
     assert [item.item_id for item in a] == [item.item_id for item in b]
+
+
+def test_a_bundle_of_the_time_before_reports_opens_and_serves(copy: Path) -> None:
+    write_manifest(copy, "bundle")
+    bundle = Bundle.open(copy)
+    assert bundle.index_report is None
+    bundle.check_index()
+
+
+def test_an_index_that_is_not_what_the_manifest_vouches_for_is_found(run_dir: Path, tmp_path: Path) -> None:
+    config = tiny_config().model_copy(update={"retrieval": RetrievalConfig(index="hnsw")})
+    info = write_bundle(run_dir, config, tmp_path / "graph").info
+    shutil.copy(run_dir / "bundle" / "index.faiss", tmp_path / "graph" / "index.faiss")
+    write_manifest(tmp_path / "graph", "bundle", info=info)
+    with pytest.raises(BundleError, match="vouches for a hnsw index and holds a flat one"):
+        Bundle.open(tmp_path / "graph").check_index()

@@ -5,7 +5,7 @@ item among the top K of the maximum is among the top K of the interest that atta
 the search of one interest is. Never a sum over interests.
 
 Where scores are equal across the end of a list (items with one text and no learned part have one vector), the list is
-searched again twice as far, so that the items of a tie are always those with the lowest index.
+searched again twice as far, in all products, so that the items of a tie are always those with the lowest index.
 
 A request may bring a bonus for some items, which is added to their scores. An item can only enter the list over one
 that the search found if its bonus makes up for being below the search's last score: those few are scored one by one
@@ -16,11 +16,9 @@ B requests  S interests  W width  N items  K results in total  H items with a bo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import faiss
 import numpy as np
@@ -28,9 +26,8 @@ from numpy.typing import NDArray
 
 from hymirec.config import RetrievalConfig
 from hymirec.errors import ArtifactDamagedError, ArtifactMissingError, RequestError
+from hymirec.retrieval.kinds import KINDS, FaissIndex, Floats, Ints, Searcher, kind_for, open_faiss
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
 # With a bonus, this many times K are searched for: the lower the last score, the fewer items are scored one by one.
 BONUS_FETCH = 4
 
@@ -66,49 +63,28 @@ class Bonus:
 
 
 class ItemIndex:
-    """A faiss index of unit item vectors (N, W); row = item index. Safe to search from several threads."""
+    """An index of unit item vectors (N, W); row = item index. Safe to search from several threads."""
 
-    def __init__(self, index: faiss.Index) -> None:
-        self._index = index
-        self._approximate = isinstance(index, faiss.IndexHNSW)
-        # HNSW keeps the vectors in a flat index of its own.
-        inner: Any = index
-        self._flat = faiss.downcast_index(inner.storage) if self._approximate else index
+    def __init__(self, searcher: Searcher) -> None:
+        self.searcher = searcher
 
     @classmethod
     def build(cls, vectors_NW: Floats, config: RetrievalConfig) -> ItemIndex:
-        """`flat` is exact; `hnsw` is approximate and faster from some 10^5 items on.
-
-        Links of an HNSW graph depend on the order of insertion: it is built by one thread, so that equal vectors give
-        equal bytes.
-        """
-        width = vectors_NW.shape[1]
-        if config.index == "flat":
-            index: faiss.Index = faiss.IndexFlatIP(width)
-        else:
-            index = faiss.IndexHNSWFlat(width, config.hnsw_links, faiss.METRIC_INNER_PRODUCT)
-            index.hnsw.efConstruction = config.hnsw_search
-            index.hnsw.efSearch = config.hnsw_search
-        built = cls(index)
-        built.add(vectors_NW)
-        return built
-
-    def add(self, vectors_MW: Floats) -> None:
-        """Append the vectors (M, W) of new items. Not while others search."""
-        with _one_thread():
-            self._index.add(np.ascontiguousarray(vectors_MW, np.float32))
+        """An index of the configured kind, with the effort that it starts from; `choose_index` raises that."""
+        return cls(KINDS[kind_for(len(vectors_NW), config)].build(vectors_NW, config))
 
     def __len__(self) -> int:
-        return int(self._index.ntotal)
+        return len(self.searcher)
 
     @property
     def width(self) -> int:
         """W."""
-        return int(self._index.d)
+        return self.searcher.width
 
     def save(self, path: Path) -> None:
         """Write faiss's own format."""
-        faiss.write_index(self._index, str(path))
+        assert isinstance(self.searcher, FaissIndex)
+        self.searcher.save(str(path))
 
     @classmethod
     def open(cls, path: Path) -> ItemIndex:
@@ -116,7 +92,7 @@ class ItemIndex:
         if not path.is_file():
             raise ArtifactMissingError(f"{path} is not there; write the bundle again")
         try:
-            return cls(faiss.read_index(str(path)))
+            return cls(open_faiss(faiss.read_index(str(path))))
         except RuntimeError as e:
             raise ArtifactDamagedError(f"{path} is no faiss index ({e}); write the bundle again") from e
 
@@ -139,22 +115,20 @@ class ItemIndex:
         if bonus is not None:
             found = self.search(interests_BSW, BONUS_FETCH * k, excluded)
             return [self._with_bonus(*row, k) for row in zip(interests_BSW, found, excluded, bonus, strict=True)]
-        wanted = min(len(self), k + max((len(row) for row in excluded), default=0))
+        # One more than can be needed: it shows whether a list ends inside a tie.
+        wanted = min(len(self), k + 1 + max((len(row) for row in excluded), default=0))
         if not batch or not wanted:
             return [Hits(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64))] * batch
         queries = np.ascontiguousarray(interests_BSW.reshape(batch * interests, width), np.float32)
-        scores, items = self._index.search(queries, wanted)
+        # Half of the catalogue is found by going through all of it.
+        exact = self.searcher.exact or 2 * wanted >= len(self)
+        scores, items = (self.searcher.search_exactly if exact else self.searcher.search)(queries, wanted)
         scores, items = scores.reshape(batch, interests, wanted), items.reshape(batch, interests, wanted)
         # What a request gets, and what it costs to merge, does not depend on how much others exclude.
-        own = [min(wanted, k + len(row)) for row in excluded]
+        own = [min(wanted, k + 1 + len(row)) for row in excluded]
         return [
             self._row(
-                interests_BSW[row],
-                items[row, :, : own[row]],
-                scores[row, :, : own[row]],
-                excluded[row],
-                k,
-                self._approximate,
+                interests_BSW[row], items[row, :, : own[row]], scores[row, :, : own[row]], excluded[row], k, exact
             )
             for row in range(batch)
         ]
@@ -168,7 +142,7 @@ class ItemIndex:
         gap = np.inf if everything else np.partition(own, -k)[-k] - found.scores[-1]
         lifted = bonus.items[bonus.values >= gap]
         lifted = lifted[~np.isin(lifted, excluded) & ~np.isin(lifted, found.items)]
-        scores_HS = self._vectors()[lifted] @ interests_SW.T
+        scores_HS = self.searcher.vectors[lifted] @ interests_SW.T
         scores = np.concatenate([own, scores_HS.max(axis=1, initial=-np.inf) + bonus.of(lifted)])
         items = np.concatenate([found.items, lifted])
         interests = np.concatenate([found.interests, scores_HS.argmax(axis=1)])
@@ -177,13 +151,7 @@ class ItemIndex:
 
     def vectors(self, items: Ints) -> Floats:
         """Unit vectors (n, W) of items (n,)."""
-        return self._vectors()[items]
-
-    def _vectors(self) -> Floats:
-        """All vectors (N, W), without a copy."""
-        flat: Any = self._flat
-        vectors: Floats = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
-        return vectors
+        return self.searcher.vectors[items]
 
     def _row(
         self,
@@ -192,21 +160,21 @@ class ItemIndex:
         scores_SF: Floats,
         excluded: NDArray[np.integer],
         k: int,
-        approximate: bool,
+        exact: bool,
     ) -> Hits:
         """Merge one request's lists; search further while they are too short or end inside a tie."""
         fetched = items_SF.shape[1]
         hits = merge(items_SF, scores_SF, excluded, k)
-        if approximate:
-            # A graph may not reach all items that were asked for; few requests ask for so many.
-            if (items_SF >= 0).all():
-                return hits
-        elif fetched == len(self) or hits.scores[-1] > scores_SF[:, -1].max():
+        if not exact and (items_SF < 0).any():
+            # A graph may not reach all items that were asked for, nor do a few lists hold them; few requests ask so.
+            further = fetched
+        elif fetched == len(self) or not len(hits) or hits.scores[-1] > scores_SF[:, -1].max():
             return hits
         else:
-            fetched = min(len(self), 2 * fetched)
-        scores_SF, items_SF = self._flat.search(np.ascontiguousarray(interests_SW, np.float32), fetched)
-        return self._row(interests_SW, items_SF, scores_SF, excluded, k, approximate=False)
+            further = min(len(self), 2 * fetched)
+        queries = np.ascontiguousarray(interests_SW, np.float32)
+        scores_SF, items_SF = self.searcher.search_exactly(queries, further)
+        return self._row(interests_SW, items_SF, scores_SF, excluded, k, exact=True)
 
 
 def merge(items_SF: Ints, scores_SF: Floats, excluded: NDArray[np.integer], k: int) -> Hits:
@@ -222,13 +190,3 @@ def merge(items_SF: Ints, scores_SF: Floats, excluded: NDArray[np.integer], k: i
     items, scores, interests = items[order], scores[order], interests[order]
     first = np.sort(np.unique(items, return_index=True)[1])[:k]
     return Hits(items[first], scores[first], interests[first])
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(threads)

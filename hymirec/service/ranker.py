@@ -170,7 +170,7 @@ class Ranker:
         return self._model.bundle_id
 
     async def stage(self, path: str) -> list[str]:
-        """Load a bundle beside the one that serves: verify every file, open it, ask it something."""
+        """Load a bundle beside the one that serves: verify every file, open it, probe its index, ask it something."""
         await asyncio.to_thread(self._stage, path)
         assert self._staged is not None
         return [self._staged.bundle_id]
@@ -182,6 +182,7 @@ class Ranker:
             except OSError as e:
                 # Permission denied, a name too long, a disk that fails.
                 raise BundleError(f"{path} cannot be read: {e.strerror}") from e
+            model.bundle.check_index()
             if not _ask(model):
                 raise BundleError(f"{path} is whole but recommends nothing to readers of its most popular items")
             model.meter = self._observe

@@ -11,8 +11,19 @@ from hypothesis import strategies as st
 from hymirec.config import RetrievalConfig
 from hymirec.errors import ArtifactDamagedError, ArtifactMissingError, RequestError
 from hymirec.retrieval import Bonus, ItemIndex
+from hymirec.retrieval.kinds import FaissIndex
 
-FLAT = RetrievalConfig()
+FLAT = RetrievalConfig(index="flat")
+KINDS = ("flat", "hnsw", "ivf_sq8")
+APPROXIMATE = KINDS[1:]
+
+
+def thorough(vectors: np.ndarray, kind: str) -> ItemIndex:
+    """An index whose effort leaves nothing out: what differs from `flat` is a fault and not a lack of recall."""
+    index = ItemIndex.build(vectors, RetrievalConfig(index=kind))  # type: ignore[arg-type]
+    assert isinstance(index.searcher, FaissIndex)
+    index.searcher.effort = len(vectors)
+    return index
 
 
 def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -73,15 +84,45 @@ def test_equal_scores_come_in_order_of_item() -> None:
     assert hits.items.tolist() == [0, 1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("k", [1, 3, 7, 150, 299])
-def test_a_tie_across_the_end_of_the_list_goes_to_the_lowest_items(k: int) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("k", [1, 3, 7, 120, 299])
+def test_a_tie_across_the_end_of_the_list_goes_to_the_lowest_items(k: int, kind: str) -> None:
     rng = np.random.default_rng(1)
     vectors = np.repeat(unit(rng, 30, 8), 10, axis=0)[rng.permutation(300)]
     queries = unit(rng, 1, 3, 8)
     scores = np.stack([[np.dot(v, q) for v in vectors] for q in queries[0]]).max(axis=0).round(5)
-    (hits,) = ItemIndex.build(vectors, FLAT).search(queries, k, [np.array([5, 6])])
+    (hits,) = thorough(vectors, kind).search(queries, k, [np.array([5, 6])])
     best = [i for i in np.lexsort((np.arange(300), -scores)).tolist() if i not in (5, 6)][:k]
     assert hits.items.tolist() == best
+
+
+@pytest.mark.parametrize("kind", APPROXIMATE)
+def test_other_kinds_exclude_and_add_bonuses_as_flat_does(kind: str) -> None:
+    rng = np.random.default_rng(2)
+    vectors, queries = unit(rng, 600, 8), unit(rng, 4, 3, 8)
+    exclude = [rng.integers(0, 600, count) for count in (0, 5, 60, 150)]
+    bonus = [Bonus(np.arange(0, 600, step), np.full(-(-600 // step), 0.1, np.float32)) for step in (1, 7, 50, 599)]
+    exact, found = ItemIndex.build(vectors, FLAT), thorough(vectors, kind)
+    for bonuses in (None, bonus):
+        for a, b in zip(
+            exact.search(queries, 20, exclude, bonuses), found.search(queries, 20, exclude, bonuses), strict=True
+        ):
+            assert a.items.tolist() == b.items.tolist()
+            assert a.interests.tolist() == b.interests.tolist()
+            assert np.allclose(a.scores, b.scores, atol=1e-6)
+    assert np.array_equal(found.vectors(np.array([599, 3])), vectors[[599, 3]])
+
+
+def test_few_lists_do_not_make_a_list_short() -> None:
+    """Where the lists that are looked into hold too few items, all products are taken."""
+    rng = np.random.default_rng(3)
+    vectors, queries = unit(rng, 2_000, 8), unit(rng, 2, 2, 8)
+    index = ItemIndex.build(vectors, RetrievalConfig(index="ivf_sq8"))
+    assert isinstance(index.searcher, FaissIndex)
+    index.searcher.effort = 1
+    hits = index.search(queries, 90, [np.arange(700), np.empty(0, np.int64)])
+    assert [len(row) for row in hits] == [90, 90]
+    assert hits[0].items.min() >= 700
 
 
 def test_excluding_everything_gives_an_empty_list() -> None:
@@ -113,20 +154,21 @@ def test_hnsw_gives_all_items_when_all_are_asked_for() -> None:
     assert sorted(hits.items.tolist()) == [i for i in range(400) if i != 3]
 
 
-def test_an_hnsw_index_has_the_same_bytes_each_time_with_any_threads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", APPROXIMATE)
+def test_an_index_has_the_same_bytes_each_time_with_any_threads(tmp_path: Path, kind: str) -> None:
     vectors = unit(np.random.default_rng(0), 2000, 8)
     before = faiss.omp_get_max_threads()
     try:
         for name, threads in (("a", 1), ("b", 4)):
             faiss.omp_set_num_threads(threads)
-            ItemIndex.build(vectors, RetrievalConfig(index="hnsw")).save(tmp_path / name)
+            ItemIndex.build(vectors, RetrievalConfig(index=kind)).save(tmp_path / name)  # type: ignore[arg-type]
             assert faiss.omp_get_max_threads() == threads
     finally:
         faiss.omp_set_num_threads(before)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_index_gives_the_same_results(tmp_path: Path, kind: str) -> None:
     rng = np.random.default_rng(0)
     vectors, queries = unit(rng, 200, 8), unit(rng, 3, 2, 8)

@@ -11,6 +11,7 @@ from hymirec.answers import Query
 from hymirec.artifacts import read_manifest, write_manifest
 from hymirec.catalog.keys import item_keys
 from hymirec.errors import BundleError, UnknownItemError
+from hymirec.retrieval import IndexReport
 from hymirec.service.ranker import Ranker
 from hymirec.service.release import FILE, Release, remember, swapped_in
 
@@ -93,3 +94,15 @@ def test_cached_interests_of_another_bundle_are_not_used(releases: tuple[Path, P
 def test_an_unknown_item_is_named(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(UnknownItemError, match="'nothing' is not in bundle"):
         asyncio.run(Ranker(service_config(bundle, tmp_path)).item("nothing"))
+
+
+def test_a_bundle_whose_index_is_not_what_it_vouches_for_is_refused(
+    releases: tuple[Path, Path], tmp_path: Path
+) -> None:
+    one, two = releases
+    ranker = Ranker(service_config(one, tmp_path))
+    report = IndexReport("hnsw", "hnsw", {}, 1, 0.98, 1.0, "1 items", 1.0)
+    write_manifest(two, "bundle", info={"index": report.info()})
+    with pytest.raises(BundleError, match="vouches for a hnsw index and holds a flat one"):
+        asyncio.run(ranker.stage(str(two)))
+    assert serving(ranker) == read_manifest(one).id
