@@ -9,11 +9,12 @@ Source: HyMiRec, arXiv 2510.13738, DMIL section. G requests  W targets a request
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from hymirec.recommender.matching import match
 
 
 def group_targets(targets_GWD: Tensor, valid_GW: Tensor, groups: int, steps: int) -> Tensor:
@@ -65,52 +66,6 @@ def group_gains(interests_GSD: Tensor, targets_GWD: Tensor, valid_GW: Tensor, gr
     centroid = torch.nn.functional.normalize(member.transpose(1, 2) @ targets_GWD, dim=2)
     gain: Tensor = torch.nn.functional.normalize(interests_GSD, dim=2) @ centroid.transpose(1, 2)
     return gain
-
-
-class _Row(NamedTuple):
-    """For one row of the matching: subsets (C,) of columns that it may complete, and for each of its members (C, M) the
-    subset without it and the member."""
-
-    subset_C: Tensor
-    before_CM: Tensor
-    column_CM: Tensor
-
-
-@lru_cache(maxsize=64)
-def _rows(size: int, device: torch.device) -> tuple[_Row, ...]:
-    """Row r completes the subsets of {0..size-1}, as bit masks, that have r + 1 members."""
-    rows = []
-    for count in range(1, size + 1):
-        subsets = [mask for mask in range(1 << size) if mask.bit_count() == count]
-        columns = [[column for column in range(size) if mask >> column & 1] for mask in subsets]
-        subset_C, column_CM = torch.tensor(subsets, device=device), torch.tensor(columns, device=device)
-        rows.append(_Row(subset_C, subset_C[:, None] & ~(1 << column_CM), column_CM))
-    return tuple(rows)
-
-
-def match(gain_GSS: Tensor) -> Tensor:
-    """Exact one-to-one matching: for each row (interest) the column (group) it is given, (G, S), of largest total gain.
-
-    Dynamic programming over subsets of columns: S 2^(S-1) sums, batched over G; no copy to the host. Ties go to the
-    lower column of the last row. S is at most 8 (config), so that there are at most 256 subsets.
-    """
-    requests, size = gain_GSS.shape[0], gain_GSS.shape[1]
-    device = gain_GSS.device
-    # Subsets come first, so that a row reads and writes whole lines of memory.
-    best_XG = torch.zeros(1 << size, requests, dtype=gain_GSS.dtype, device=device)
-    gain_SSG = gain_GSS.permute(1, 2, 0).contiguous()
-    for number, row in enumerate(_rows(size, device)):
-        best_XG[row.subset_C] = (best_XG[row.before_CM] + gain_SSG[number][row.column_CM]).amax(dim=1)
-    bit_S = 1 << torch.arange(size, device=device)
-    left_G = torch.full((requests,), (1 << size) - 1, dtype=torch.int64, device=device)
-    picked: list[Tensor] = []
-    for number in reversed(range(size)):
-        # The column that the best total came from.
-        total_SG = best_XG.gather(0, left_G & ~bit_S[:, None]) + gain_SSG[number]
-        column_G = total_SG.masked_fill(left_G & bit_S[:, None] == 0, -torch.inf).argmax(dim=0)
-        picked.append(column_G)
-        left_G = left_G & ~bit_S[column_G]
-    return torch.stack(picked[::-1], dim=1)
 
 
 def assign_targets(

@@ -19,7 +19,8 @@ from bench_kit import Figure, main, seconds, value
 from torch.nn.functional import normalize
 from training_throughput import STEPS, config, plain, prepared
 
-from hymirec.recommender.dmil import assign_targets, group_gains, group_targets, match
+from hymirec.recommender.dmil import assign_targets, group_gains, group_targets
+from hymirec.recommender.matching import match
 
 ROUNDS, CALLS = 15, 20
 
