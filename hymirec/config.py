@@ -432,7 +432,7 @@ class HistoryConfig(Config):
     cached_events: int = Field(
         10_000_000,
         ge=0,
-        description="not redis: event ids that the writer holds in memory, 8 bytes each; a user adds 300",
+        description="not redis: event ids that the writer holds in memory, 8 bytes each; a user adds 800",
     )
     sync: bool = Field(True, description="rocksdb only: fsync every write")
     flush_events: int = Field(
