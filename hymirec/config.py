@@ -496,6 +496,17 @@ class LimitsConfig(Config):
     )
 
 
+class ScalingConfig(Config):
+    """When replicas come and go, between their least and most."""
+
+    catch_up_seconds: float = Field(
+        60.0, gt=0, description="more history writers start when the lag would take longer than this to be worked off"
+    )
+    calm_seconds: float = Field(
+        300.0, gt=0, description="a replica goes when fewer had been enough for so long; one at a time"
+    )
+
+
 class ServiceConfig(Config):
     """One Ray Serve application."""
 
@@ -503,9 +514,13 @@ class ServiceConfig(Config):
     history: HistoryConfig
     stream: StreamConfig
     limits: LimitsConfig = LimitsConfig()
+    scaling: ScalingConfig = ScalingConfig()
     recommender_replicas: int = Field(1, ge=1, description="least replicas of the recommender")
     max_recommender_replicas: int = Field(1, ge=1, description="most replicas of the recommender (autoscaling)")
-    writer_replicas: int = Field(1, ge=1, description="history writers; more than one needs redis and Kafka")
+    writer_replicas: int = Field(1, ge=1, description="least history writers; more than one needs redis and Kafka")
+    max_writer_replicas: int | None = Field(
+        None, ge=1, description="most history writers (autoscaling by lag); null: as many as writer_replicas"
+    )
     threads: int = Field(1, ge=1, description="torch and faiss threads in one recommender replica")
     trend_backlog: int = Field(
         1_000_000, ge=0, description="what is popular now: messages a partition read back at a start; 0 reads no events"
@@ -539,10 +554,18 @@ class ServiceConfig(Config):
             )
         return self
 
+    @property
+    def most_writers(self) -> int:
+        """History writers that may run at a time; beyond one they share the partitions as a group."""
+        return self.max_writer_replicas or self.writer_replicas
+
     @model_validator(mode="after")
     def _writers(self) -> ServiceConfig:
-        if self.writer_replicas > 1 and (self.history.store != "redis" or self.stream.source == "file"):
-            raise ValueError("writer_replicas > 1 needs history.store=redis and a Kafka stream")
+        for name, number in (("writer_replicas", self.writer_replicas), ("max_writer_replicas", self.most_writers)):
+            if number > 1 and (self.history.store != "redis" or self.stream.source == "file"):
+                raise ValueError(f"{name} > 1 needs history.store=redis and a Kafka stream")
+        if self.most_writers < self.writer_replicas:
+            raise ValueError("max_writer_replicas must be at least writer_replicas")
         if self.max_recommender_replicas < self.recommender_replicas:
             raise ValueError("max_recommender_replicas must be at least recommender_replicas")
         return self

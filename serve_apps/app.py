@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig
 
 from hymirec.config import ServiceConfig, parse
 from hymirec.service.guard import read_tokens
 from serve_apps.history_writer import HistoryWriter
 from serve_apps.ingress import Ingress
 from serve_apps.recommender import Recommender
+from serve_apps.scaling import recommenders, writers
 
 HEALTH = {"health_check_period_s": 5, "health_check_timeout_s": 15, "graceful_shutdown_timeout_s": 15}
 # The ingress and the writer mostly wait; the recommender computes.
@@ -36,26 +36,20 @@ def build(args: dict[str, Any]) -> Application:
         **HEALTH,
         ray_actor_options={"num_cpus": config.threads},
         num_replicas=None,
-        autoscaling_config=_autoscaling(config),
+        autoscaling_config=recommenders(config),
     ).bind(config)
+    scaled = writers(config)
     writer = HistoryWriter.options(
-        **queue, **HEALTH, ray_actor_options=LITTLE, num_replicas=config.writer_replicas
+        **queue,
+        **HEALTH,
+        ray_actor_options=LITTLE,
+        num_replicas=config.writer_replicas if scaled is None else None,
+        autoscaling_config=scaled,
     ).bind(config, recommender)
     # The guard inside the ingress turns requests away, with Retry-After, well before Serve would without it.
     most = 4 * (limits.max_ongoing_requests + limits.max_queued_requests)
     ingress = Ingress.options(**HEALTH, ray_actor_options=LITTLE, max_ongoing_requests=most, max_queued_requests=most)
     return ingress.bind(config, str(base), recommender, writer)
-
-
-def _autoscaling(config: ServiceConfig) -> AutoscalingConfig:
-    return AutoscalingConfig(
-        min_replicas=config.recommender_replicas,
-        initial_replicas=config.recommender_replicas,
-        max_replicas=config.max_recommender_replicas,
-        target_ongoing_requests=max(1, config.limits.max_ongoing_requests // 2),
-        upscale_delay_s=5,
-        downscale_delay_s=60,
-    )
 
 
 def home() -> Path:

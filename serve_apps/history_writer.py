@@ -25,6 +25,10 @@ class HistoryWriter(Writer):
         self.report()
         self.check()
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve every few seconds where the number of writers follows the lag."""
+        return self.stats()
+
     def __del__(self) -> None:
         # Serve calls this once on an ordinary stop; it also runs for a replica whose constructor failed.
         if hasattr(self, "_refresher"):

@@ -27,6 +27,10 @@ class Recommender(Ranker):
         if self._following is None or self._following.done():
             self._following = asyncio.create_task(asyncio.to_thread(self.follow))
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve every few seconds."""
+        return self.stats()
+
     def __del__(self) -> None:
         # Serve calls this once on an ordinary stop; it also runs for a replica whose constructor failed.
         if hasattr(self, "_pulse"):

@@ -245,10 +245,12 @@ class Frontend:
         bundle = await ask(RANKER, self._ranker.bundle_id, seconds)
         writers = await ask(WRITER, self._writer.status, seconds)
         causes = sorted({f"{name}: {cause}" for writer in writers for name, cause in writer.problems.items()})
-        if causes or not all(writer.ready for writer in writers) or not writers:
-            raise StageUnavailableError("; ".join(causes) or "the history writer is starting")
-        if len(writers) < self._config.writer_replicas:
-            raise StageUnavailableError(f"{len(writers)} of {self._config.writer_replicas} history writers run")
+        if causes:
+            raise StageUnavailableError("; ".join(causes))
+        # One that was added for a backlog may still be starting.
+        ready, least = sum(writer.ready for writer in writers), self._config.writer_replicas
+        if ready < least:
+            raise StageUnavailableError(f"{ready} of {least} history writers run; the others are starting")
         lag = {str(partition): value for writer in writers for partition, value in sorted(writer.lag.items())}
         counts: dict[str, int] = {}
         for writer in writers:

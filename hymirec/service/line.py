@@ -36,6 +36,7 @@ class _Place:
     work: Callable[[], Any] | None = None
     model: HyMiRec | None = None
     query: Query | None = None
+    nearline: bool = False
     future: Future[Any] = field(default_factory=Future)
     since: float = field(default_factory=time.perf_counter)
 
@@ -59,6 +60,8 @@ class Line:
         self._lock = threading.Lock()
         self._urgent: deque[_Place] = deque()
         self._nearline: deque[_Place] = deque()
+        # Seconds on requests and on other work in line with them since it began; what is near-line waits for idle time.
+        self.busy_seconds = 0.0
         self._thread = ThreadPoolExecutor(1, "model", faiss.omp_set_num_threads, (threads,))
 
     async def recommend(self, model: HyMiRec, query: Query) -> Recommendations:
@@ -74,7 +77,7 @@ class Line:
         Raises StageLateError when `seconds` have passed in line.
         """
         line = self._nearline if nearline else self._urgent
-        found: T = await self._join(line, _Place(Deadline(seconds), work))
+        found: T = await self._join(line, _Place(Deadline(seconds), work, nearline=nearline))
         return found
 
     def first(self, work: Callable[[], T]) -> T:
@@ -107,6 +110,8 @@ class Line:
         else:
             self._observe(BATCH_REQUESTS, len(taken))
             _answer(taken)
+        if not taken[0].nearline:
+            self.busy_seconds += time.perf_counter() - begun
 
     def _take(self) -> list[_Place]:
         """The head of the line with all behind it that can be answered together with it."""

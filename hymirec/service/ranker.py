@@ -28,6 +28,7 @@ from hymirec.service.line import Line
 from hymirec.service.models import ExplainReply, HistoryEvent, ItemReply, ItemsReply
 from hymirec.service.pulse import Pulse
 from hymirec.service.release import swapped_in
+from hymirec.service.scaling import BUSY, Pace
 from hymirec.streaming import open_log
 from hymirec.telemetry import (
     BUNDLE_AGE,
@@ -50,6 +51,7 @@ class Ranker:
         self._configured, self._config, self._observe = config.bundle, config, observe
         self._reported = ""
         self._line = Line(config.limits.max_batch_events, config.threads, observe)
+        self._pace = Pace(time.monotonic())
         self._loading = threading.Lock()
         self._staged: HyMiRec | None = None
         self._refused = ""
@@ -82,6 +84,10 @@ class Ranker:
         if self._pulse is not None:
             self._pulse.close()
         self._line.close()
+
+    def stats(self) -> dict[str, float]:
+        """What the autoscaler is told every few seconds: the share of the time since then that requests took."""
+        return {BUSY: min(1.0, self._pace.of(self._line.busy_seconds, time.monotonic()))}
 
     def report(self) -> None:
         """Say which bundle serves, and how old it is; to be called every few seconds."""

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, Protocol
 
 # A spike, or a writer that restarts, is over by then.
 LATE_SECONDS = 30.0
@@ -31,6 +32,36 @@ WRITER_LOAD = 0.7
 HIGH, AIM = 0.8, 0.6
 BUSY_SECONDS = 10.0
 LONGEST_PATIENCE = 8
+# Names of what a replica tells.
+LAG, RATE, PARTITIONS, HINDERED, BUSY = "lag_events", "events_per_second", "partitions", "hindered", "busy_ratio"
+
+
+class Pace:
+    """By how much a growing number grew in each second since it was last looked at."""
+
+    def __init__(self, now: float) -> None:
+        self._then, self._value = now, 0.0
+
+    def of(self, value: float, now: float) -> float:
+        """`now` is in seconds; 0 where no time has passed."""
+        grown, passed = value - self._value, now - self._then
+        if passed <= 0:
+            return 0.0
+        self._then, self._value = now, value
+        return max(0.0, grown / passed)
+
+
+class Account(Protocol):
+    """What is read of a writer's `ConsumerStatus`."""
+
+    @property
+    def handled(self) -> int: ...
+    @property
+    def lag(self) -> Mapping[int, int]: ...
+    @property
+    def positions(self) -> Mapping[int, int]: ...
+    @property
+    def problems(self) -> Mapping[str, str]: ...
 
 
 class Work(NamedTuple):
@@ -43,6 +74,32 @@ class Work(NamedTuple):
     rate: float
     partitions: int
     hindered: bool = False
+
+    @staticmethod
+    def of(told: Iterable[Mapping[str, float]]) -> Work:
+        """The sum of what writers tell (`WriterStats`)."""
+        lag = rate = partitions = hindered = 0.0
+        for one in told:
+            lag, rate = lag + one[LAG], rate + one[RATE]
+            partitions, hindered = partitions + one[PARTITIONS], hindered + one[HINDERED]
+        return Work(lag, rate, int(partitions), hindered > 0)
+
+
+class WriterStats:
+    """What one history writer tells, as plain numbers; rates are since it was last asked."""
+
+    def __init__(self, now: float) -> None:
+        self._pace = Pace(now)
+
+    def of(self, status: Account, now: float) -> dict[str, float]:
+        """A partition that stands still counts as a partition and not as lag: nobody can work that off."""
+        stopped = {int(name) for name in status.problems if name.isdigit()}
+        return {
+            LAG: float(sum(status.lag.values())),
+            RATE: self._pace.of(status.handled, now),
+            PARTITIONS: float(len(stopped | set(status.positions))),
+            HINDERED: float(bool({"store", "log", "consumer"} & set(status.problems))),
+        }
 
 
 class _Since:

@@ -19,6 +19,7 @@ from hymirec.service.calls import ask
 from hymirec.service.erasures import ErasingStore
 from hymirec.service.nearline import CoarseCache, Pending
 from hymirec.service.reports import WriterReport
+from hymirec.service.scaling import WriterStats
 from hymirec.service.stages import RankerStage, Snapshot
 from hymirec.streaming import ConsumerStatus, HistoryConsumer, open_log
 from hymirec.telemetry import COARSE_REFRESH_SECONDS, Observe, timed, unobserved
@@ -42,13 +43,14 @@ class Writer:
         self._cache = CoarseCache(CACHED_USERS)
         self._pending = Pending(PENDING_USERS)
         self._reports = WriterReport(observe)
+        self._stats = WriterStats(time.monotonic())
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._bundle = ""
         self._store = ErasingStore(_open_when_free(config.history), self._cache.drop)
         # Several writers share the partitions, and the store, as members of a group.
         self._consumer = HistoryConsumer(
-            open_log(config.stream), self._store, config.stream, self._touched, group=config.writer_replicas > 1
+            open_log(config.stream), self._store, config.stream, self._touched, group=config.most_writers > 1
         )
         self._started = time.time()
         self._consumer.start()
@@ -118,6 +120,10 @@ class Writer:
         """Tell the metrics how things stand; to be called every few seconds."""
         self._reports.consumer(self._consumer.status())
         self._reports.coarse(len(self._cache), len(self._pending), self._pending.forgotten)
+
+    def stats(self) -> dict[str, float]:
+        """What the autoscaler is told every few seconds; see `WriterStats`."""
+        return self._stats.of(self._consumer.status(), time.monotonic())
 
     def check(self) -> None:
         """Raise StreamError when the consumer's thread has ended or is stuck, so that this replica is replaced."""

@@ -50,6 +50,7 @@ class ConsumerStatus:
     `positions` are next offsets, applied and readable in this process. With `history.flush_events` some of it may not
     be written yet, and when it cannot be they go back. `lag` counts messages. `heartbeat` is in seconds since 1970;
     `taken` is when the log took the newest applied message, in milliseconds since then, where the log says so.
+    `handled` counts messages that were taken from the log and applied, whatever became of them.
     `counts`: applied, duplicates, erased, suppressed, conflicts, unknown_action, future_ts, rejected_<reason>.
     """
 
@@ -61,6 +62,7 @@ class ConsumerStatus:
     lag: dict[int, int] = field(default_factory=dict)
     taken: dict[int, int] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    handled: int = 0
     counts: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -360,6 +362,7 @@ class HistoryConsumer:
         )
         with self._lock:
             self._counts.update(counts)
+            self._status.handled += len(messages)
             self._status.positions[partition] = next_offset
             if messages[-1].log_ms:
                 self._status.taken[partition] = messages[-1].log_ms

@@ -173,7 +173,7 @@ def test_the_service_on_kubernetes_is_one_that_serve_and_this_project_understand
     cpus = int(group["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"])
     room, most = group["minReplicas"] * cpus, group["maxReplicas"] * cpus
     assert config.recommender_replicas * config.threads + config.writer_replicas <= room
-    assert config.max_recommender_replicas * config.threads + config.writer_replicas <= most
+    assert config.max_recommender_replicas * config.threads + config.most_writers <= most
 
 
 def test_the_training_job_runs_a_script_and_a_config_that_are_in_the_image() -> None:
@@ -245,7 +245,7 @@ def test_compose_runs_what_the_shipped_service_asks_for() -> None:
     made = re.findall(r"--topic (\S+) --partitions (\d+)", services["topics"]["command"][0])
     partitions = {topic: int(number) for topic, number in made}
     assert set(partitions) == {config.stream.topic, config.stream.dead_letter_topic}
-    assert partitions[config.stream.topic] >= config.writer_replicas
+    assert partitions[config.stream.topic] >= config.most_writers
     command = services["valkey"]["command"]
     assert command[command.index("--maxmemory-policy") + 1] == "noeviction"
     assert command[command.index("--appendonly") + 1] == "yes"

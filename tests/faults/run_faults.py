@@ -23,6 +23,7 @@ from services import KafkaBroker, RedisServer
 from serving_kills import recommender_kills, writer_kills
 from serving_kit import small_ray
 from serving_overload import OverloadRun, heavy_bundle
+from serving_scaling import LETTERS, PARTITIONS, TOPIC, backlog
 from serving_soak import soak
 from serving_swaps import SwapRun
 from test_faults_crash import crash_run
@@ -35,6 +36,7 @@ STOPS, REBALANCES = 50, 100
 SWAPS, CORRUPT_BUNDLES, SWAP_REQUESTS = 100, 30, 20_000
 RECOMMENDER_KILLS, WRITER_KILLS = 50, 10
 OVERLOAD_SECONDS, OVERLOAD_ROUNDS = 20, 3
+BACKLOG_EVENTS = 60_000
 SOAK_SECONDS, SOAK_RATE = 1_800, 5.0
 GROWTHS, GROWTH_KILLS, ADDITIONS = 5, 10, 4
 
@@ -178,6 +180,21 @@ def overload(seed: int, scale: float) -> Iterator[Part]:
         yield OverloadRun(heavy_bundle(place), place).run(OVERLOAD_SECONDS, of(OVERLOAD_ROUNDS, scale))
 
 
+def backlogs(seed: int, scale: float) -> Iterator[Part]:
+    """A backlog in Kafka before history writers that follow their lag."""
+    with serving() as (bundle, place):
+        broker, server = KafkaBroker(place / "kafka"), RedisServer(place / "redis")
+        broker.start()
+        server.start()
+        try:
+            broker.create_topic(TOPIC, PARTITIONS)
+            broker.create_topic(LETTERS)
+            yield backlog(bundle, place, broker.bootstrap, server.url, of(BACKLOG_EVENTS, scale))
+        finally:
+            broker.kill()
+            server.kill()
+
+
 def soaking(seed: int, scale: float) -> Iterator[Part]:
     """A long time at a load that the service can bear."""
     with serving() as (bundle, place):
@@ -204,6 +221,7 @@ PARTS: dict[str, Callable[[int, float], Iterator[Part]]] = {
     "swaps": swaps,
     "serving-kills": serving_kills,
     "overload": overload,
+    "backlog": backlogs,
     "soak": soaking,
 }
 

@@ -51,6 +51,7 @@ def test_relative_paths_lie_under_the_home_of_the_project(tmp_path: Path, monkey
         ({"host": "0.0.0.0", "token_file": "/absent"}, "/absent cannot be read"),
         ({"bundel": "x"}, "bundel: unknown key"),
         ({"writer_replicas": 2}, "writer_replicas > 1 needs"),
+        ({"max_writer_replicas": 2}, "max_writer_replicas > 1 needs"),
     ],
 )
 def test_what_cannot_be_served_is_refused_before_anything_starts(change: dict[str, Any], message: str) -> None:
