@@ -7,9 +7,12 @@ as a Ray task, and the others take over its files; so are steps that an earlier 
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import ray
@@ -50,6 +53,45 @@ def cause(error: BaseException) -> str:
     return text if isinstance(inner, HyMiRecError) else f"{type(inner).__name__}: {text}"
 
 
+class Gate:
+    """Lets `most` in at a time; of those who wait the furthest step comes first, so that runs end one after another.
+
+    Of one event loop.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._free = most
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._came = itertools.count()
+
+    @asynccontextmanager
+    async def at(self, step: int) -> AsyncIterator[None]:
+        """Wait, and be inside; `step` counts from the first one of a run."""
+        if self._free:
+            self._free -= 1
+        else:
+            turn = asyncio.get_running_loop().create_future()
+            heapq.heappush(self._waiting, (-step, next(self._came), turn))
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._leave()
+                raise
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        while self._waiting:
+            turn = heapq.heappop(self._waiting)[2]
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+
 class StepPool:
     """Runs steps for many runs, `at_once` at a time. One event loop; `bring` may be called for all runs together.
 
@@ -58,7 +100,7 @@ class StepPool:
     """
 
     def __init__(self, root: Path, reuse: Iterable[Path], at_once: int, tell: Tell) -> None:
-        self._gate = asyncio.Semaphore(at_once)
+        self._gate = Gate(at_once)
         self._tell = tell
         self._making: dict[tuple[str, str], asyncio.Task[Path]] = {}
         self._finished: dict[tuple[str, str], list[Path]] = defaultdict(list)
@@ -80,18 +122,18 @@ class StepPool:
         """
         write_config(config)
         manifests: dict[str, Manifest] = {}
-        for spec in steps_until(config, last):
+        for number, spec in enumerate(steps_until(config, last)):
             step = make_step(spec, config, manifests)
             key = (spec.name, step.inputs)
             if key not in self._making:
-                self._making[key] = asyncio.ensure_future(self._make(spec, config, step))
+                self._making[key] = asyncio.ensure_future(self._make(number, spec, config, step))
             made = await self._making[key]
             manifests[spec.name] = await asyncio.to_thread(_taken_over, step, made)
         return manifests
 
-    async def _make(self, spec: StepSpec, config: PipelineConfig, step: Step) -> Path:
+    async def _make(self, number: int, spec: StepSpec, config: PipelineConfig, step: Step) -> Path:
         """A whole directory of the step: found, or made in this run's own."""
-        async with self._gate:
+        async with self._gate.at(number):
             found = await asyncio.to_thread(_first_whole, [step.dir, *self._finished[spec.name, step.inputs]], step)
             if found is None:
                 self._tell(f"{config.directory.name}: {spec.title}")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
+ATTEMPTS = 3
 
 
 def free_port() -> int:
@@ -34,9 +35,19 @@ class RayHead:
     """`ray start --head --block` on free ports."""
 
     def __init__(self, log: Path, cpus: int = 4) -> None:
+        self.log = log
+        for attempt in range(ATTEMPTS):
+            self._start(cpus)
+            if self._comes_up():
+                return
+            # Ray gives a node 30 s to start in; a starved machine may need another go.
+            if attempt + 1 < ATTEMPTS and "timed out during startup" in log.read_text():
+                continue
+            raise RuntimeError(f"ray start did not come up:\n{log.read_text()}")
+
+    def _start(self, cpus: int) -> None:
         self.dashboard = f"http://127.0.0.1:{(port := free_port())}"
         self.gcs = f"127.0.0.1:{(gcs_port := free_port())}"
-        self.log = log
         self.env = plain_environment(RAY_ADDRESS=self.dashboard)
         command = [
             *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", f"--num-cpus={cpus}"),
@@ -46,21 +57,18 @@ class RayHead:
             *("--object-store-memory=300000000", f"--metrics-export-port={free_port()}"),
         ]
         env = plain_environment()
-        with log.open("wb") as out:
+        with self.log.open("wb") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=out, env=env, start_new_session=True)
-        self._wait_until_up()
 
-    def _wait_until_up(self) -> None:
+    def _comes_up(self) -> bool:
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 urllib.request.urlopen(f"{self.dashboard}/api/version", timeout=2).read()
-                return
+                return True
             except (urllib.error.URLError, OSError):
-                if self.process.poll() is not None:
-                    break
                 time.sleep(0.3)
-        raise RuntimeError(f"ray start did not come up:\n{self.log.read_text()}")
+        return False
 
     def run(self, *command: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
         """Run a command of the virtual environment against this head, from the project's root."""

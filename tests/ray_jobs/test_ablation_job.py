@@ -27,7 +27,7 @@ from ray_jobs.ablation import AblationConfig, plan
 from ray_jobs.console import Screen
 from ray_jobs.pipeline import run_pipeline
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(2400)]
 SEED = 0
 # A worker that fails is not tried again; K = 10 and 200 as in a real table. Without a start from co-occurrence the one
 # epoch of training is what decides; with it the untrained model may be the best, whatever the variant.
@@ -58,6 +58,7 @@ class Ablation:
             "run_dir": str(self.out),
             "base": "base.yaml",
             "seeds": [SEED],
+            "at_once": 1,
             "variants": VARIANTS,
             "reuse": [str(directory / "before")],
         }
@@ -77,7 +78,7 @@ class Ablation:
 
     def kill_after(self, path: Path) -> None:
         process = self.start()
-        deadline = time.monotonic() + 400
+        deadline = time.monotonic() + 900
         while not path.exists():
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline, f"{path} does not appear"

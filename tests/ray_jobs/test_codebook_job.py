@@ -43,7 +43,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def kill_a_worker(out: Path, killed: list[int]) -> None:
     """Wait for a checkpoint, then SIGKILL one worker of the group."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 480
     while time.monotonic() < deadline and not list((out / "checkpoints").glob("*/*/fit.json")):
         time.sleep(0.02)
     for process in psutil.Process().children(recursive=True):

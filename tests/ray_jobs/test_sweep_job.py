@@ -23,7 +23,7 @@ from hymirec.config import PipelineConfig, load, parse
 from hymirec.errors import ConfigError
 from ray_jobs.sweep import METRIC, SweepConfig, at, ended_early, search_id, trial_rows
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(2400)]
 # Without a start from co-occurrence a model that learns nothing is bad.
 TINY = ("compute.max_failures=0", "recommender.item.cooccurrence=false")
 OPTIM, EPOCHS = "recommender.optim", 2
@@ -77,7 +77,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Sweep:
 def trained_before(sweep: Sweep) -> dict[Path, int]:
     """Kill the job after its first trial; returns what that left."""
     process = sweep.start()
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 900
     while not sweep.trained():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "no trial ends"
