@@ -41,7 +41,7 @@ from hymirec.config import ComputeConfig, Config, PipelineConfig, dump
 from hymirec.errors import ArtifactDamagedError, ArtifactMissingError, BundleError
 from hymirec.recommender.hybrid import HybridModel
 from hymirec.recommender.requests import split_interests, users_with_targets
-from hymirec.retrieval import IndexReport, ItemIndex, check_index, choose_index, kind_for
+from hymirec.retrieval import IndexReport, ItemIndex, check_index, choose_index, kind_for, on_device
 
 KIND = "bundle"
 INDEX_FILE = "index.faiss"
@@ -76,7 +76,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path, device: str = "cpu") -> Bundle:
-        """Verify every file of a bundle, then load it; the model goes to `device`, the index stays in memory.
+        """Verify every file of a bundle, then load it; model and index go to `device`.
 
         Raises ArtifactMissingError or ArtifactDamagedError with the name of the file, BundleError when the parts are of
         different catalogues or the directory is no bundle.
@@ -94,7 +94,7 @@ class Bundle:
                 "these must be equal. Write the bundle again from one run"
             )
         popular = np.lexsort((np.arange(catalog.size), -catalog.popularity))
-        return cls(directory, manifest.id, catalog, model, index, popular, index_report(manifest))
+        return cls(directory, manifest.id, catalog, model, on_device(index, device), popular, index_report(manifest))
 
 
 def write_bundle(run_dir: Path, config: PipelineConfig, out: Path) -> Manifest:

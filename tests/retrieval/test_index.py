@@ -10,16 +10,20 @@ from hypothesis import strategies as st
 
 from hymirec.config import RetrievalConfig
 from hymirec.errors import ArtifactDamagedError, ArtifactMissingError, RequestError
-from hymirec.retrieval import Bonus, ItemIndex
+from hymirec.retrieval import Bonus, ItemIndex, device, on_device
+from hymirec.retrieval.device import DeviceFlat
 from hymirec.retrieval.kinds import FaissIndex
 
 FLAT = RetrievalConfig(index="flat")
 KINDS = ("flat", "hnsw", "ivf_sq8")
 APPROXIMATE = KINDS[1:]
+DEVICE = "device"
 
 
 def thorough(vectors: np.ndarray, kind: str) -> ItemIndex:
     """An index whose effort leaves nothing out: what differs from `flat` is a fault and not a lack of recall."""
+    if kind == DEVICE:
+        return ItemIndex(DeviceFlat(FaissIndex.build(vectors, FLAT), "cpu"))
     index = ItemIndex.build(vectors, RetrievalConfig(index=kind))  # type: ignore[arg-type]
     assert isinstance(index.searcher, FaissIndex)
     index.searcher.effort = len(vectors)
@@ -84,7 +88,7 @@ def test_equal_scores_come_in_order_of_item() -> None:
     assert hits.items.tolist() == [0, 1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, DEVICE])
 @pytest.mark.parametrize("k", [1, 3, 7, 120, 299])
 def test_a_tie_across_the_end_of_the_list_goes_to_the_lowest_items(k: int, kind: str) -> None:
     rng = np.random.default_rng(1)
@@ -96,7 +100,7 @@ def test_a_tie_across_the_end_of_the_list_goes_to_the_lowest_items(k: int, kind:
     assert hits.items.tolist() == best
 
 
-@pytest.mark.parametrize("kind", APPROXIMATE)
+@pytest.mark.parametrize("kind", [*APPROXIMATE, DEVICE])
 def test_other_kinds_exclude_and_add_bonuses_as_flat_does(kind: str) -> None:
     rng = np.random.default_rng(2)
     vectors, queries = unit(rng, 600, 8), unit(rng, 4, 3, 8)
@@ -123,6 +127,20 @@ def test_few_lists_do_not_make_a_list_short() -> None:
     hits = index.search(queries, 90, [np.arange(700), np.empty(0, np.int64)])
     assert [len(row) for row in hits] == [90, 90]
     assert hits[0].items.min() >= 700
+
+
+def test_products_on_a_device_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+    vectors, queries = unit(rng, 50, 8), unit(rng, 7, 2, 8)
+    whole = thorough(vectors, DEVICE).search(queries, 5)
+    monkeypatch.setattr(device, "SCORES", 150)
+    for a, b in zip(whole, thorough(vectors, DEVICE).search(queries, 5), strict=True):
+        assert a.items.tolist() == b.items.tolist()
+
+
+def test_on_a_cpu_an_index_stays_what_it_is() -> None:
+    index = ItemIndex.build(np.eye(3, dtype=np.float32), FLAT)
+    assert on_device(index, "cpu") is index
 
 
 def test_excluding_everything_gives_an_empty_list() -> None:
