@@ -70,7 +70,7 @@ class RayHead:
                 time.sleep(0.3)
         return False
 
-    def run(self, *command: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, timeout: float = 2000) -> subprocess.CompletedProcess[str]:
         """Run a command of the virtual environment against this head, from the project's root."""
         return subprocess.run(
             [str(BIN / command[0]), *command[1:]],

@@ -22,7 +22,7 @@ from hymirec.artifacts import MANIFEST, read_manifest, verify
 from hymirec.catalog.prepared import Catalog, Sequences
 from ray_jobs.pipeline import STEPS
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(2400)]
 NAMES = [spec.name for spec in STEPS]
 DEMO = "ray_jobs/configs/demo.yaml"
 # The demo's config, made small: the same code paths in a tenth of the time.
@@ -171,7 +171,7 @@ def killed_run(tmp_path_factory: pytest.TempPathFactory) -> KilledRun:
     return run
 
 
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("step", NAMES)
 def test_kill_9_in_a_step_and_the_same_command_again_gives_the_same_artifacts(
     killed_run: KilledRun, submitted_run: Path, step: str

@@ -12,7 +12,7 @@ from stream_logs import LogUnderTest
 
 from hymirec.config import HistoryConfig
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(1800)]
 
 
 def growing_run(

@@ -38,7 +38,7 @@ def test_a_bundle_damaged_in_any_way_is_refused_and_the_cause_named(bundle: Path
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_swaps_under_load_fail_and_mix_nothing_and_damaged_bundles_are_refused(
     bundle: Path, ray_cluster: None, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from ray_jobs.console import Screen
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.usefixtures("ray_cluster"),
     # Ray warns about its own settings whenever its data context is made.
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),

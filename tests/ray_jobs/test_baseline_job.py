@@ -15,7 +15,7 @@ from ray_jobs.compare import add_rows
 from ray_jobs.console import Screen
 from ray_jobs.pipeline import run_pipeline, steps_of
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).resolve().parents[2]
 EVALUATED = ("evaluation.ks=[10, 200]", "evaluation.bootstrap=50")
 # Text models read the encoder's settings, the others must not depend on them.

@@ -22,7 +22,7 @@ from hymirec.artifacts import read_manifest
 from hymirec.telemetry import COARSE_FORGOTTEN, DEGRADED, DROPPED, METRICS, SHED
 from serve_apps.local import stop_local
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 NOW = BASE_TS + 1_000
 
 

@@ -27,7 +27,7 @@ from hymirec.config import HistoryConfig
 from hymirec.history import HistoryStore, open_store
 from hymirec.streaming import HistoryConsumer, event_message
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(1500)]
 PATIENCE_SECONDS = 90.0
 
 
