@@ -489,11 +489,23 @@ class LimitsConfig(Config):
     stage_timeout_seconds: float = Field(2.0, gt=0, description="after this a stage is late, and the answer degrades")
     max_ongoing_requests: int = Field(16, ge=1, description="a replica works on this many")
     max_queued_requests: int = Field(64, ge=0, description="a caller queues this many, then 503 with Retry-After")
+    requests_per_second: float | None = Field(
+        None, gt=0, description="of one token, in each ingress; more is 429 with Retry-After; null: any number"
+    )
+    burst: int | None = Field(
+        None, ge=1, description="requests of one token that may come at once after a pause; null: those of a second"
+    )
     max_batch_events: int = Field(
         16_384,
         ge=1,
         description="requests answered in one pass of the model, times their longest history; 1 answers each alone",
     )
+
+    @model_validator(mode="after")
+    def _burst_of_a_rate(self) -> LimitsConfig:
+        if self.burst is not None and self.requests_per_second is None:
+            raise ValueError("limits.burst goes with limits.requests_per_second, and only with it")
+        return self
 
 
 class ScalingConfig(Config):

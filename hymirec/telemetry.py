@@ -50,6 +50,12 @@ RESPONSES = Metric("hymirec_responses_total", "counter", "HTTP responses by stat
 SHED = Metric(
     "hymirec_shed_total", "counter", "Requests turned away because the door or a stage had no room.", ("where",)
 )
+RATE_LIMITED = Metric(
+    "hymirec_rate_limited_total",
+    "counter",
+    "Requests turned away because their token had used up its requests a second, by the scope that they needed.",
+    ("scope",),
+)
 EVENTS_ACCEPTED = Metric("hymirec_events_accepted_total", "counter", "Events that the ingress put into the log.")
 RECOMMEND_SECONDS = Metric(
     "hymirec_recommend_seconds", "histogram", "A recommendation, from body to reply, by its reason.", ("reason",)
@@ -124,6 +130,7 @@ COARSE_REFRESH_SECONDS = Metric(
 METRICS = (
     RESPONSES,
     SHED,
+    RATE_LIMITED,
     EVENTS_ACCEPTED,
     RECOMMEND_SECONDS,
     DEGRADED,

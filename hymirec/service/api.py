@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Query, Request
@@ -17,7 +18,7 @@ from starlette.exceptions import HTTPException
 from hymirec.config import LimitsConfig, ServiceConfig
 from hymirec.errors import HyMiRecError, OverloadedError
 from hymirec.service.frontend import Frontend
-from hymirec.service.guard import App, Guard, read_tokens
+from hymirec.service.guard import OPEN_PATHS, App, Guard, read_tokens
 from hymirec.service.models import (
     MAX_ID_BYTES,
     Accepted,
@@ -36,6 +37,7 @@ from hymirec.service.models import (
 )
 from hymirec.service.page import add_page
 from hymirec.service.problems import MEDIA_TYPE, headers_of, problem, status_of, validation_problem
+from hymirec.service.rates import Rates
 from hymirec.service.trace import Trace
 from hymirec.telemetry import SHED, Observe, unobserved
 
@@ -82,7 +84,8 @@ def create_api(
     api.openapi = lambda: _openapi(api, config.limits)  # type: ignore[method-assign]
     limits = config.limits
     most = limits.max_ongoing_requests + limits.max_queued_requests
-    return Trace(Guard(api, limits.max_body_bytes, most, tokens, observe, frontend.limit), observe, answer_request_id)
+    guard = Guard(api, limits.max_body_bytes, most, tokens, observe, frontend.limit, Rates.of(limits))
+    return Trace(guard, observe, answer_request_id)
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -183,11 +186,14 @@ def _openapi(api: FastAPI, limits: LimitsConfig) -> dict[str, Any]:
     """FastAPI's description, with the media type of problems and the limits of this service."""
     if api.openapi_schema is None:
         schema = get_openapi(title=api.title, version=api.version, routes=api.routes)
-        for path in schema["paths"].values():
-            for operation in path.values():
+        for path, operations in schema["paths"].items():
+            for operation in operations.values():
                 for status, response in operation["responses"].items():
                     if int(status) >= 400:
                         response["content"] = {MEDIA_TYPE: response["content"].pop("application/json")}
+                if limits.requests_per_second is not None and path not in OPEN_PATHS:
+                    phrase = {"description": HTTPStatus.TOO_MANY_REQUESTS.phrase}
+                    operation["responses"]["429"] = operation["responses"]["503"] | phrase
         for request in ("RecommendRequest", "ExplainRequest"):
             fields = schema["components"]["schemas"][request]["properties"]
             fields["k"]["maximum"] = limits.max_k

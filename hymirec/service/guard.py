@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 from hymirec.errors import ConfigError
 from hymirec.service.limit import Limit
-from hymirec.service.problems import MEDIA_TYPE, headers_of, problem
-from hymirec.telemetry import SHED, Observe, unobserved
+from hymirec.service.problems import MEDIA_TYPE, RETRY_AFTER_SECONDS, headers_of, problem
+from hymirec.service.rates import Rates
+from hymirec.telemetry import RATE_LIMITED, SHED, Observe, unobserved
 
 SCOPES = ("read", "write", "erase", "admin")
 SHORTEST_TOKEN = 16
@@ -86,8 +87,16 @@ def is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
+class Refusal(NamedTuple):
+    """What a request is turned away with; `wait` is in seconds, for the statuses that say when to come again."""
+
+    status: int
+    detail: str
+    wait: float = RETRY_AFTER_SECONDS
+
+
 class Guard:
-    """Checks origin, token, size and number of requests, and takes any body for JSON, as `curl -d` sends it."""
+    """Checks origin, token, rate, size and number of requests, and takes any body for JSON, as `curl -d` sends it."""
 
     def __init__(
         self,
@@ -97,9 +106,10 @@ class Guard:
         tokens: Sequence[Token] | None,
         observe: Observe = unobserved,
         limit: Limit | None = None,
+        rates: Rates | None = None,
     ) -> None:
         self._app, self._most, self._tokens, self._observe = app, max_body_bytes, tokens, observe
-        self._limit = limit
+        self._limit, self._rates = limit, rates
         self._max_in_flight = max_in_flight
         self._in_flight = 0
 
@@ -110,7 +120,7 @@ class Guard:
             return
         refused = self._refused(scope, dict(scope["headers"]))
         if refused is not None:
-            await _answer(send, *refused)
+            await _answer(send, refused)
             return
         self._in_flight += 1
         try:
@@ -130,7 +140,7 @@ class Guard:
             size += len(parts[-1])
             complete = not message.get("more_body", False)
             if size > self._most:
-                await _answer(send, *self._too_large())
+                await _answer(send, self._too_large())
                 return
         if parts and size:
             kept = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
@@ -147,54 +157,75 @@ class Guard:
 
         await self._app(scope, replay, send)
 
-    def _too_large(self) -> tuple[int, str]:
-        return 413, f"the body may have at most {self._most} bytes"
+    def _too_large(self) -> Refusal:
+        return Refusal(413, f"the body may have at most {self._most} bytes")
 
-    def _refused(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
+    def _refused(self, scope: Scope, headers: dict[bytes, bytes]) -> Refusal | None:
         if scope["path"] in OPEN_PATHS:
             return None
         refused = self._stranger(scope, headers) if self._tokens is None else self._unknown(scope, headers)
+        # Before there is talk of room: who asks too much is told so, also when the service is full.
+        refused = refused or self._too_often(scope, headers)
         if refused is not None:
             return refused
         if self._in_flight >= self._max_in_flight:
             self._observe(SHED, 1, where="door")
-            return 503, f"{self._in_flight} requests are being worked on; try again in a moment"
+            return Refusal(503, f"{self._in_flight} requests are being worked on; try again in a moment")
         if self._limit and scope["path"] in ASKING and not self._limit.free:
             self._observe(SHED, 1, where="door")
-            return 503, f"{self._limit.inside} requests wait, as many as are answered in time; try again in a moment"
+            return Refusal(
+                503, f"{self._limit.inside} requests wait, as many as are answered in time; try again in a moment"
+            )
         declared = headers.get(b"content-length", b"0")
         return self._too_large() if declared.isdigit() and int(declared) > self._most else None
 
+    def _too_often(self, scope: Scope, headers: dict[bytes, bytes]) -> Refusal | None:
+        """Every request that a token allows counts, whatever becomes of it; without tokens all are of one."""
+        if self._rates is None or is_page(scope["method"], scope["path"]):
+            return None
+        wait = self._rates.wait(b"" if self._tokens is None else _digest(headers))
+        if not wait:
+            return None
+        self._observe(RATE_LIMITED, 1, scope=needed_scope(scope["method"], scope["path"]))
+        most = f"{self._rates.per_second:g} requests a second"
+        return Refusal(429, f"a token may send {most}, and this is more; try again in {wait:.2f} s", wait)
+
     @staticmethod
-    def _stranger(scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
+    def _stranger(scope: Scope, headers: dict[bytes, bytes]) -> Refusal | None:
         """Without tokens only programs of this machine are served, and no web page of another site."""
         client = (scope.get("client") or ("", 0))[0]
         if not is_loopback(client):
-            return 403, "beyond loopback this service needs a token_file; see docs/operations.md"
+            return Refusal(403, "beyond loopback this service needs a token_file; see docs/operations.md")
         origin = urlsplit(headers.get(b"origin", b"").decode("latin-1"))
         if origin.netloc and origin.netloc != headers.get(b"host", b"").decode("latin-1"):
-            return 403, f"requests of the web page {origin.scheme}://{origin.netloc} are not served"
+            return Refusal(403, f"requests of the web page {origin.scheme}://{origin.netloc} are not served")
         return None
 
-    def _unknown(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
+    def _unknown(self, scope: Scope, headers: dict[bytes, bytes]) -> Refusal | None:
         assert self._tokens is not None
         if is_page(scope["method"], scope["path"]):
             return None
-        kind, _, given = headers.get(b"authorization", b"").partition(b" ")
-        digest = hashlib.sha256(given.strip()).digest()
+        digest = _digest(headers)
         # Every token is compared, in constant time: how long it takes tells nothing.
         scopes = [token.scope for token in self._tokens if hmac.compare_digest(token.digest, digest)]
-        if kind.lower() != b"bearer" or not scopes:
-            return 401, "a token is required: `Authorization: Bearer TOKEN`"
+        if not scopes:
+            return Refusal(401, "a token is required: `Authorization: Bearer TOKEN`")
         needed = needed_scope(scope["method"], scope["path"])
         if needed not in scopes:
-            return 403, f"this token has scope {', '.join(scopes)}; {needed} is needed"
+            return Refusal(403, f"this token has scope {', '.join(scopes)}; {needed} is needed")
         return None
 
 
-async def _answer(send: Send, status: int, detail: str) -> None:
-    body = problem(status, detail)
-    headers = {"content-type": MEDIA_TYPE, "content-length": str(len(body)), **headers_of(status)}
+def _digest(headers: dict[bytes, bytes]) -> bytes:
+    """SHA-256 of the bearer token that a request came with, which is that of no token when it came with none."""
+    kind, _, given = headers.get(b"authorization", b"").partition(b" ")
+    return hashlib.sha256(given.strip() if kind.lower() == b"bearer" else b"").digest()
+
+
+async def _answer(send: Send, refusal: Refusal) -> None:
+    body = problem(refusal.status, refusal.detail)
+    more = headers_of(refusal.status, refusal.wait)
+    headers = {"content-type": MEDIA_TYPE, "content-length": str(len(body)), **more}
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.start", "status": refusal.status, "headers": raw})
     await send({"type": "http.response.body", "body": body})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
@@ -44,11 +45,12 @@ def problem(status: int, detail: str, problems: Sequence[dict[str, str]] = ()) -
     return made.model_dump_json().encode()
 
 
-def headers_of(status: int) -> dict[str, str]:
-    """Headers that go with a status: when to come again, how to authenticate."""
+def headers_of(status: int, wait: float = RETRY_AFTER_SECONDS) -> dict[str, str]:
+    """Headers that go with a status: when to come again (after `wait` seconds, in whole ones), how to authenticate."""
     if status == HTTPStatus.UNAUTHORIZED:
         return {"www-authenticate": "Bearer"}
-    return {"retry-after": str(RETRY_AFTER_SECONDS)} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+    again = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+    return {"retry-after": str(math.ceil(wait))} if status in again else {}
 
 
 def validation_problem(errors: Sequence[Any]) -> tuple[int, bytes]:

@@ -19,7 +19,7 @@ from service_kit import BASE_TS, another_release, event, service_config, until
 
 from hymirec import HyMiRec
 from hymirec.artifacts import read_manifest
-from hymirec.telemetry import COARSE_FORGOTTEN, DEGRADED, DROPPED, METRICS, SHED
+from hymirec.telemetry import COARSE_FORGOTTEN, DEGRADED, DROPPED, METRICS, RATE_LIMITED, SHED
 from serve_apps.local import stop_local
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
@@ -69,7 +69,8 @@ def test_what_is_measured_arrives_where_prometheus_reads(application: Applicatio
     application.post(*(event(i, "mia", item) for i, item in enumerate([*items[:9], "unheard of"])))
     application.history("mia", 10)
     # These count trouble, of which there is none.
-    wanted = {metric.name for metric in METRICS} - {SHED.name, DEGRADED.name, DROPPED.name, COARSE_FORGOTTEN.name}
+    trouble = (SHED, RATE_LIMITED, DEGRADED, DROPPED, COARSE_FORGOTTEN)
+    wanted = {metric.name for metric in METRICS} - {metric.name for metric in trouble}
     port = ray.nodes()[0]["MetricsExportPort"]
 
     def look() -> str | None:

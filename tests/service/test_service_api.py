@@ -12,6 +12,7 @@ from service_kit import BASE_TS, LocalService, another_release, event, service_c
 
 from hymirec import HyMiRec
 from hymirec.artifacts import read_manifest
+from hymirec.config import LimitsConfig
 
 NOW = BASE_TS + 1_000
 PROBLEM = "application/problem+json"
@@ -202,6 +203,24 @@ def test_openapi_describes_what_runs(service: LocalService) -> None:
         for operation in path.values():
             for status, response in operation["responses"].items():
                 assert list(response["content"]) == [PROBLEM if int(status) >= 400 else "application/json"]
+
+
+def test_openapi_names_429_where_a_rate_is_configured_and_nowhere_else(
+    service: LocalService, bundle: Path, tmp_path: Path
+) -> None:
+    limits = LimitsConfig(requests_per_second=0.001, burst=2)
+    limited = LocalService(service_config(bundle, tmp_path, limits=limits), tmp_path)
+    found = limited.call("GET", "/openapi.json").json()["paths"]
+    limited.recommend(user_id="ada")
+    assert "0.001 requests a second" in refused(limited, 429, {"user_id": "ada"})
+    limited.close()
+    without = service.call("GET", "/openapi.json").json()["paths"]
+    assert found.keys() == without.keys()
+    for path, operations in found.items():
+        for method, operation in operations.items():
+            has = operation["responses"].get("429", {}).get("content", {})
+            assert list(has) == ([] if path in ("/healthz", "/readyz") else [PROBLEM]), path
+            assert "429" not in without[path][method]["responses"]
 
 
 def test_a_swap_serves_another_bundle_and_a_damaged_one_is_refused(bundle: Path, tmp_path: Path) -> None:

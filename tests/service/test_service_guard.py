@@ -7,9 +7,12 @@ from typing import Any
 
 import httpx
 import pytest
+from service_kit import Recorder
 
 from hymirec.errors import ConfigError
 from hymirec.service.guard import Guard, is_loopback, needed_scope, read_tokens
+from hymirec.service.rates import Rates
+from hymirec.telemetry import RATE_LIMITED, SHED
 
 READ, ALL = "r" * 32, "a" * 32
 
@@ -120,6 +123,54 @@ def test_too_many_requests_at_once_are_turned_away_with_a_time_to_come_back() ->
     first, second, third = asyncio.run(go())
     assert [reply.status_code for reply in (first, second, third)] == [200, 503, 200]
     assert second.headers["retry-after"] == "1"
+
+
+def test_a_token_that_asks_too_often_is_turned_away_and_another_one_is_not(token_file: Path) -> None:
+    clock, heard = [0.0], Recorder()
+    guard = Guard(echo, 1024, 8, read_tokens(token_file), heard, rates=Rates(0.4, 3, lambda: clock[0]))
+
+    def statuses(token: str, *paths: str) -> list[int]:
+        bearer = {"authorization": f"Bearer {token}"}
+        return [ask(guard, "POST", path, headers=bearer).status_code for path in paths]
+
+    # What its scopes are does not matter: it is one token. What it may not do does not count.
+    assert statuses(ALL, "/v1/recommend", "/v1/admin/bundle", "/v1/events", "/v1/recommend") == [200, 403, 200, 200]
+    refused = ask(guard, "POST", "/v1/events", headers={"authorization": f"bearer {ALL}"})
+    assert (refused.status_code, refused.headers["content-type"]) == (429, "application/problem+json")
+    assert refused.json()["title"] == "Too Many Requests"
+    assert "0.4 requests a second" in refused.json()["detail"]
+    assert heard.of(RATE_LIMITED, scope="write") == [1]
+    assert heard.labels(SHED, "where") == set()
+    assert statuses(READ, "/v1/recommend") == [200]
+    # As long as it says, in whole seconds, and not a moment before the bucket has one.
+    assert refused.headers["retry-after"] == "3"
+    clock[0] += 2.4
+    assert statuses(ALL, "/v1/recommend") == [429]
+    clock[0] += 0.1
+    assert statuses(ALL, "/v1/recommend", "/v1/recommend") == [200, 429]
+
+
+def test_probes_the_page_and_strangers_take_nothing_from_a_rate(token_file: Path) -> None:
+    guard = Guard(echo, 1024, 8, read_tokens(token_file), rates=Rates(1, 1, lambda: 0.0))
+    for _ in range(3):
+        assert [ask(guard, "GET", path).status_code for path in ("/healthz", "/readyz", "/console/")] == [200] * 3
+        assert ask(guard, "GET", "/v1/items/1", headers={"authorization": f"Basic {READ}"}).status_code == 401
+    bearer = {"authorization": f"Bearer {READ}"}
+    assert [ask(guard, "GET", "/v1/items/1", headers=bearer).status_code for _ in range(2)] == [200, 429]
+
+
+def test_without_tokens_all_share_one_rate() -> None:
+    guard = Guard(echo, 1024, 8, None, rates=Rates(1, 2, lambda: 0.0))
+    replies = [ask(guard, "GET", "/v1/items/1", client=client) for client in ("127.0.0.1", "127.0.0.2", "::1")]
+    assert [reply.status_code for reply in replies] == [200, 200, 429]
+    assert ask(guard, "GET", "/console/").status_code == 200
+
+
+def test_who_asks_too_often_is_told_so_when_the_service_is_full_as_well() -> None:
+    heard = Recorder()
+    guard = Guard(echo, 1024, 0, None, heard, rates=Rates(1, 1, lambda: 0.0))
+    assert [ask(guard, "GET", "/v1/items/1").status_code for _ in range(3)] == [503, 429, 429]
+    assert heard.of(SHED, where="door") == [1]
 
 
 @pytest.mark.parametrize(
