@@ -40,6 +40,8 @@ except ImportError as e:
 ASK_SECONDS = 10.0
 SEND_SECONDS = 10.0
 REFRESH_SECONDS = 4.0
+# What fails is raised. While a broker is away, librdkafka would also write to stderr 20 times a second and client.
+CRITICAL = 2
 
 
 class ConfluentLog:
@@ -72,6 +74,7 @@ class _Source:
         self._consumer = Consumer(
             {
                 "bootstrap.servers": config.brokers or "",
+                "log_level": CRITICAL,
                 "group.id": config.group,
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
@@ -84,7 +87,7 @@ class _Source:
                 "topic.metadata.refresh.interval.ms": int(REFRESH_SECONDS * 1000),
             }
         )
-        self._admin = AdminClient({"bootstrap.servers": config.brokers or ""})
+        self._admin = AdminClient({"bootstrap.servers": config.brokers or "", "log_level": CRITICAL})
         self._assigned: set[int] = set()
         self._waiting: set[int] = set()
         self._checked = 0.0
@@ -233,6 +236,7 @@ class _Sender:
         self._producer = Producer(
             {
                 "bootstrap.servers": brokers,
+                "log_level": CRITICAL,
                 "acks": "all",
                 "enable.idempotence": True,
                 "partitioner": "murmur2_random",
