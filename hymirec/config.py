@@ -301,6 +301,11 @@ class PatchConfig(Config):
     texts: int = Field(5, ge=1, description="last items, read token by token")
 
 
+# Kinds of baseline that are fitted by a formula, in the evaluation, and those that read the items' texts.
+CLOSED_FORM_KINDS = ("popularity", "recent-popularity", "itemknn", "ease")
+TEXT_KINDS = ("morec", "hllm", "patchrec")
+
+
 class BaselineConfig(Config):
     """A system to compare with, under the same training loop, loss, negatives, early stopping and evaluation."""
 

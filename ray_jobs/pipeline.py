@@ -18,20 +18,11 @@ import ray
 
 import hymirec
 from hymirec.artifacts import TIMING, Manifest, Step, read_json, write_atomic, write_json
-from hymirec.bundle import write_bundle
 from hymirec.catalog.fingerprint import source_fingerprint
-from hymirec.config import EncoderConfig, OptimConfig, PipelineConfig, dump
-from hymirec.encoder.task import Stage1Task
+from hymirec.config import CLOSED_FORM_KINDS, TEXT_KINDS, EncoderConfig, OptimConfig, PipelineConfig, dump
 from hymirec.errors import ConfigError
-from hymirec.evaluation.evaluate import write_evaluation
-from hymirec.recommender.baselines.registry import CLOSED_FORMS, TEXT_MODELS
-from hymirec.recommender.baselines.task import BaselineTask
-from hymirec.recommender.task import HybridTask
-from ray_jobs.codebook import codebook_step, codes_step
 from ray_jobs.console import OnProgress, Screen
-from ray_jobs.encode import encode_step
 from ray_jobs.prepare import prepare_step
-from ray_jobs.trainer import PROGRESS, TaskFactory, followed, peak_memory, train_on_ray
 
 
 @dataclass(frozen=True)
@@ -65,35 +56,47 @@ def _prepare(work: Work) -> Mapping[str, Any]:
     return prepare_step(work.config, work.step.dir)
 
 
-def _trained(factory: TaskFactory, optim: OptimConfig, work: Work) -> Mapping[str, Any]:
+# The steps below import what they need when they run: what models bring along takes seconds to import, and neither a
+# step that was done before nor a mistake in the config should take them.
+
+
+def _trained(task: str, optim: OptimConfig, work: Work) -> Mapping[str, Any]:
+    from ray_jobs.trainer import PROGRESS, Named, followed, train_on_ray
+
     with followed(work.step.dir / PROGRESS, optim.epochs, work.on_progress):
-        history = train_on_ray(factory, work.config, optim, work.run_dir, work.step.dir, work.step.inputs)
+        history = train_on_ray(Named(task), work.config, optim, work.run_dir, work.step.dir, work.step.inputs)
     return {"best_epoch": history["best_epoch"], **history["history"][history["best_epoch"]]}
 
 
 def _encoder(work: Work) -> Mapping[str, Any]:
-    return _trained(Stage1Task, work.config.encoder.optim, work)
+    return _trained("hymirec.encoder.task:Stage1Task", work.config.encoder.optim, work)
 
 
 def _encode(work: Work) -> Mapping[str, Any]:
+    from ray_jobs.encode import encode_step
+
     return encode_step(work.config, work.run_dir, work.step.dir, work.on_progress)
 
 
 def _codebook(work: Work) -> Mapping[str, Any]:
+    from ray_jobs.codebook import codebook_step
+
     return codebook_step(work.config, work.run_dir, work.step.dir, work.step.inputs, work.on_progress)
 
 
 def _codes(work: Work) -> Mapping[str, Any]:
+    from ray_jobs.codebook import codes_step
+
     return codes_step(work.config, work.run_dir, work.step.dir, work.on_progress)
 
 
 def _recommender(work: Work) -> Mapping[str, Any]:
-    return _trained(HybridTask, work.config.recommender.optim, work)
+    return _trained("hymirec.recommender.task:HybridTask", work.config.recommender.optim, work)
 
 
 def _baseline(work: Work) -> Mapping[str, Any]:
     assert work.config.baseline is not None
-    return _trained(BaselineTask, work.config.baseline.optim, work)
+    return _trained("hymirec.recommender.baselines.task:BaselineTask", work.config.baseline.optim, work)
 
 
 def _evaluate(work: Work) -> Mapping[str, Any]:
@@ -105,11 +108,16 @@ def _evaluate(work: Work) -> Mapping[str, Any]:
 
 
 def _evaluated(run_dir: Path, config: PipelineConfig, out: Path) -> None:
+    from hymirec.evaluation.evaluate import write_evaluation
+    from ray_jobs.trainer import peak_memory
+
     write_evaluation(run_dir, config, out)
     write_json(out / TIMING, peak_memory(config.compute))
 
 
 def _bundle(work: Work) -> Mapping[str, Any]:
+    from hymirec.bundle import write_bundle
+
     return write_bundle(work.run_dir, work.config, work.step.dir).info
 
 
@@ -180,7 +188,7 @@ CLOSED_FORM_STEPS = (
 
 
 def _read_texts(config: PipelineConfig) -> tuple[EncoderConfig, ...]:
-    return (config.encoder,) if _kind(config) in TEXT_MODELS else ()
+    return (config.encoder,) if _kind(config) in TEXT_KINDS else ()
 
 
 def _kind(config: PipelineConfig) -> str | None:
@@ -191,7 +199,7 @@ def steps_of(config: PipelineConfig) -> tuple[StepSpec, ...]:
     """The steps of the config's run."""
     if config.baseline is None:
         return STEPS
-    return CLOSED_FORM_STEPS if _kind(config) in CLOSED_FORMS else BASELINE_STEPS
+    return CLOSED_FORM_STEPS if _kind(config) in CLOSED_FORM_KINDS else BASELINE_STEPS
 
 
 def run_pipeline(config: PipelineConfig, screen: Screen, last: str | None = None) -> Path:
@@ -227,7 +235,7 @@ def steps_until(config: PipelineConfig, last: str) -> tuple[StepSpec, ...]:
 def trained_step(config: PipelineConfig) -> str:
     """The step that trains what the run is about. Raises ConfigError for a closed form, which has none."""
     kind = _kind(config)
-    if kind in CLOSED_FORMS:
+    if kind in CLOSED_FORM_KINDS:
         raise ConfigError(f"baseline.kind={kind} tunes itself while it is evaluated; run ray_jobs/train.py with it")
     return "recommender" if kind is None else "baseline"
 

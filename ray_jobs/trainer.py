@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pkgutil
 import resource
 import shutil
 import tempfile
@@ -38,6 +39,18 @@ from ray_jobs.console import OnProgress
 PROGRESS = Path("logs/progress.json")
 TaskFactory = Callable[[PipelineConfig, Path], TrainTask]
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A `TaskFactory` by its name, `module:class`: only the workers import it, with all that models bring along."""
+
+    name: str
+
+    def __call__(self, config: PipelineConfig, run_dir: Path) -> TrainTask:
+        """Import and call it."""
+        task: TrainTask = pkgutil.resolve_name(self.name)(config, run_dir)
+        return task
 
 
 class RayReporter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -11,9 +12,10 @@ import pytest
 from hymirec.catalog.normalise import Tables
 from hymirec.catalog.prepare import prepare
 from hymirec.catalog.prepared import Catalog, Sequences
-from hymirec.config import DataConfig
+from hymirec.config import CLOSED_FORM_KINDS, TEXT_KINDS, BaselineConfig, DataConfig
 from hymirec.errors import ModelError
 from hymirec.recommender.baselines import History, Popularity, RecentPopularity
+from hymirec.recommender.baselines.registry import CLOSED_FORMS, TEXT_MODELS, TRAINED
 
 DAY = 86_400
 
@@ -53,3 +55,9 @@ def test_recent_popularity_counts_what_was_before_the_request(data: tuple[Sequen
 def test_scoring_before_fitting_is_refused(model: Popularity | RecentPopularity) -> None:
     with pytest.raises(ModelError, match="call fit"):
         model.score([history(0)])
+
+
+def test_the_config_knows_the_kinds_of_the_registry() -> None:
+    assert set(CLOSED_FORM_KINDS) == set(CLOSED_FORMS)
+    assert set(TEXT_KINDS) == set(TEXT_MODELS)
+    assert {*CLOSED_FORMS, *TRAINED} == set(get_args(BaselineConfig.model_fields["kind"].annotation))

@@ -12,7 +12,7 @@ from importlib import import_module
 from torch import Tensor
 
 from hymirec.catalog.prepared import Catalog
-from hymirec.config import BaselineConfig, EncoderConfig
+from hymirec.config import TEXT_KINDS, BaselineConfig, EncoderConfig
 from hymirec.recommender.baselines.contract import Baseline
 from hymirec.recommender.baselines.ease import EASE
 from hymirec.recommender.baselines.gru4rec import GRU4Rec
@@ -59,7 +59,7 @@ def _texts(kind: str) -> Builder:
 
 
 ID_MODELS: dict[str, Builder] = {"gru4rec": _ids(GRU4Rec), "sasrec": _ids(SASRec), "hstu": _ids(HSTU)}
-TEXT_MODELS: dict[str, Builder] = {kind: _texts(kind) for kind in ("morec", "hllm", "patchrec")}
+TEXT_MODELS: dict[str, Builder] = {kind: _texts(kind) for kind in TEXT_KINDS}
 TRAINED = ID_MODELS | TEXT_MODELS
 
 # Made from whether the evaluation masks histories: their tuning looks at validation as the evaluation will.
