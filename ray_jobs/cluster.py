@@ -20,6 +20,8 @@ OBJECT_STORE_BYTES = 400 << 20
 # Ray gives a node 30 seconds to come up, which a machine that is busy with other things may not keep.
 START_ATTEMPTS = 6
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+# Serve's proxies turn away what the service has no room for; see hymirec/service/turnstile.py.
+PROXY_VARIABLE, PROXY_VALUE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve_apps.turnstile:middlewares"
 
 
 def home() -> Path:
@@ -63,6 +65,7 @@ def start_local(**options: Any) -> None:
 
     Raises whatever Ray raises at the last attempt.
     """
+    os.environ.setdefault(PROXY_VARIABLE, PROXY_VALUE)
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
             ray.init(address="local", include_dashboard=False, log_to_driver=False, **options)

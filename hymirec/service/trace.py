@@ -30,7 +30,7 @@ class Trace:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
-        own = _id(dict(scope["headers"]).get(HEADER, b""))
+        own = id_of(dict(scope["headers"]).get(HEADER, b""))
         token = request_id.set(own)
         begun, status = time.monotonic(), 0
 
@@ -54,5 +54,6 @@ class Trace:
             request_id.reset(token)
 
 
-def _id(given: bytes) -> str:
+def id_of(given: bytes) -> str:
+    """The id that a request came with, if it is fit for logs; else a new one."""
     return given.decode() if FIT.fullmatch(given) else uuid.uuid4().hex

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 import ray
@@ -86,6 +88,32 @@ def test_what_is_measured_arrives_where_prometheus_reads(application: Applicatio
     assert (labels["application"], labels["deployment"]) == ("hymirec", "Recommender")
     assert labels["bundle"] == application.recommend(user_id="mia")["bundle"]
     assert labels["replica"]
+
+
+def test_a_crowd_is_turned_away_in_the_proxy(application: Application) -> None:
+    """The door refuses the first of those who are too many, and the proxy the next, in the door's words."""
+    crowd = 4 * (application.config.limits.max_ongoing_requests + application.config.limits.max_queued_requests)
+    port = ray.nodes()[0]["MetricsExportPort"]
+
+    async def come() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=crowd)
+        async with httpx.AsyncClient(base_url=application.url, limits=limits, timeout=60) as http:
+            body = {"user_id": "ada", "k": 5}
+            return await asyncio.gather(*(http.post("/v1/recommend", json=body) for _ in range(crowd)))
+
+    def turned_away() -> bool:
+        replies = asyncio.run(come())
+        assert {reply.status_code for reply in replies} <= {200, 503}
+        for reply in replies:
+            assert len(reply.headers.get_list("x-request-id")) == 1
+            if reply.status_code == 503:
+                assert reply.headers["retry-after"] == "1"
+                assert reply.json()["status"] == 503
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as metrics:
+            return re.search(r'^ray_hymirec_shed_total\{.*where="proxy".*\}', metrics.read().decode(), re.M) is not None
+
+    until(turned_away, 120)
+    assert until(lambda: application.recommend(user_id="ada", now=NOW)["reason"] == "full")
 
 
 def test_nothing_of_this_application_listens_beyond_loopback(application: Application) -> None:

@@ -1,0 +1,106 @@
+"""A turnstile before the door: under overload it turns requests away where connections come in (an ASGI middleware).
+
+The door (`hymirec.service.guard`) is inside the ingress, and the call to that replica costs many times what the refusal
+does: at many times the capacity the ingress then does nothing else, and refusals come late. The turnstile stands in
+the proxy and knows nothing of limits or tokens. It watches which answers pass it: when the door turns a request away
+(503 with Retry-After), as many as are inside at that time are as many as it holds from then on; who comes beyond them
+gets a copy of that refusal. Each answer that is no refusal lets a little more in, so that a door that opens is noticed,
+and once the crowd is gone it holds nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+from hymirec.service.guard import ASKING, App, Receive, Scope, Send
+from hymirec.service.trace import HEADER, id_of
+from hymirec.telemetry import SHED, Observe, unobserved
+
+# An eighth of what is let in may find the door closed.
+RISE = 1 / 8
+# A refusal is a few hundred bytes; anything longer is not kept.
+MOST_BYTES = 4096
+Message = MutableMapping[str, Any]
+
+
+def asks(path: str) -> bool:
+    """Whether a path, with or without a prefix of the application's route, is one that the recommender works for."""
+    return path.endswith(tuple(ASKING))
+
+
+class Turnstile:
+    """Of one event loop. `asking(path)` says which requests the door may turn away for want of room."""
+
+    def __init__(
+        self,
+        app: App,
+        observe: Observe = unobserved,
+        asking: Callable[[str], bool] = asks,
+    ) -> None:
+        self._app, self._observe, self._asking = app, observe, asking
+        self._bound: float | None = None
+        self._refusal: tuple[list[tuple[bytes, bytes]], bytes] = ([], b"")
+        self.inside = 0
+
+    @property
+    def bound(self) -> int | None:
+        """How many may be inside; None while the door has room."""
+        return None if self._bound is None else int(self._bound)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http" or not self._asking(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        if self._bound is not None and self.inside >= int(self._bound):
+            self._observe(SHED, 1, where="proxy")
+            await self._turn_away(scope, send)
+            return
+        self.inside += 1
+        answer = _Answer(send)
+        try:
+            await self._app(scope, receive, answer)
+        finally:
+            self.inside -= 1
+        self._learn(answer)
+
+    def _learn(self, answer: _Answer) -> None:
+        if answer.is_refusal:
+            self._refusal = answer.headers, answer.body
+            room = max(1.0, float(self.inside))
+            self._bound = room if self._bound is None else min(self._bound, room)
+        elif self._bound is not None:
+            self._bound = None if 2 * self.inside < self._bound else self._bound + RISE
+
+    async def _turn_away(self, scope: Scope, send: Send) -> None:
+        headers, body = self._refusal
+        own = id_of(dict(scope["headers"]).get(HEADER, b"")).encode()
+        await send({"type": "http.response.start", "status": 503, "headers": [*headers, (HEADER, own)]})
+        await send({"type": "http.response.body", "body": body})
+
+
+class _Answer:
+    """Hands an answer on, and keeps it when it is a refusal for want of room."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._refused = self._whole = False
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.body = b""
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the whole of it came, and it says to come again."""
+        return self._refused and self._whole
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = [(bytes(name).lower(), bytes(value)) for name, value in message.get("headers", ())]
+            self._refused = message["status"] == 503 and any(name == b"retry-after" for name, _ in headers)
+            self.headers = [(name, value) for name, value in headers if name not in (HEADER, b"date")]
+        elif self._refused and message["type"] == "http.response.body":
+            self.body += message.get("body", b"")
+            self._refused = len(self.body) <= MOST_BYTES
+            self._whole = not message.get("more_body", False)
+        await self._send(message)
