@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
@@ -27,44 +28,54 @@ def newest(ctx: AutoscalingContext, name: str) -> list[Mapping[str, float]] | No
     return told
 
 
-class WriterPolicy:
+class Policy(ABC):
+    """Decides once a second; a policy of Ray Serve."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self, ctx: AutoscalingContext) -> tuple[int, dict[str, object]]:
+        """Replicas wanted; no state of Serve's is used."""
+        if ctx.current_time < self._next:
+            return ctx.target_num_replicas, {}
+        self._next = ctx.current_time + STEP_SECONDS
+        return self.decide(ctx), {}
+
+    @abstractmethod
+    def decide(self, ctx: AutoscalingContext) -> int:
+        """Replicas wanted."""
+
+
+class WriterPolicy(Policy):
     """See `WriterScaling`."""
 
     def __init__(self, least: int, most: int, catch_up_seconds: float, calm_seconds: float) -> None:
+        super().__init__()
         self._scaling = WriterScaling(least, most, catch_up_seconds, calm_seconds)
-        self._next = 0.0
 
-    def __call__(self, ctx: AutoscalingContext) -> tuple[int, dict[str, object]]:
-        """Replicas wanted; no state of Serve's is used."""
-        target = ctx.target_num_replicas
-        if ctx.current_time < self._next:
-            return target, {}
-        self._next = ctx.current_time + STEP_SECONDS
+    def decide(self, ctx: AutoscalingContext) -> int:
+        """See `Policy`."""
         told = newest(ctx, LAG)
         work = Work.of(told) if told else None
-        return self._scaling.decide(ctx.current_time, ctx.current_num_replicas, target, work), {}
+        return self._scaling.decide(ctx.current_time, ctx.current_num_replicas, ctx.target_num_replicas, work)
 
 
-class RecommenderPolicy:
+class RecommenderPolicy(Policy):
     """See `RecommenderScaling`."""
 
     def __init__(self, least: int, most: int, ongoing: float, calm_seconds: float) -> None:
+        super().__init__()
         self._scaling = RecommenderScaling(least, most, ongoing, calm_seconds)
-        self._next = 0.0
 
-    def __call__(self, ctx: AutoscalingContext) -> tuple[int, dict[str, object]]:
-        """Replicas wanted; no state of Serve's is used."""
-        target = ctx.target_num_replicas
-        if ctx.current_time < self._next:
-            return target, {}
-        self._next = ctx.current_time + STEP_SECONDS
+    def decide(self, ctx: AutoscalingContext) -> int:
+        """See `Policy`."""
         busy = None
         if newest(ctx, BUSY) is not None:
             # The mean of the last half minute, of each.
             means = (ctx.aggregated_metrics or {}).get(BUSY, {})
             busy = sum(means.get(replica, 0.0) for replica in ctx.running_replicas)
         running, ongoing = ctx.current_num_replicas, ctx.total_num_requests
-        return self._scaling.decide(ctx.current_time, running, target, busy, ongoing), {}
+        return self._scaling.decide(ctx.current_time, running, ctx.target_num_replicas, busy, ongoing)
 
 
 def recommenders(config: ServiceConfig) -> AutoscalingConfig:
@@ -92,9 +103,7 @@ def writers(config: ServiceConfig) -> AutoscalingConfig | None:
     return _autoscaling(WriterPolicy, kwargs, max(1, config.limits.max_ongoing_requests // 2))
 
 
-def _autoscaling(
-    policy: type[WriterPolicy | RecommenderPolicy], kwargs: dict[str, float], ongoing: int
-) -> AutoscalingConfig:
+def _autoscaling(policy: type[Policy], kwargs: dict[str, float], ongoing: int) -> AutoscalingConfig:
     # The policies have delays of their own. No `initial_replicas`: Serve would go back to it when the YAML changes
     # or its controller dies, at the busiest hour too.
     return AutoscalingConfig(

@@ -70,6 +70,8 @@ def small_ray() -> Iterator[None]:
 
     from ray_jobs.cluster import start_local
 
+    # At Ray's own nice 15 the service would starve beside the load.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     path = os.pathsep.join(str(folder) for folder in (Path(__file__).parents[2], Path(__file__).parents[1]))
     variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": path}
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as place:
