@@ -547,6 +547,10 @@ class ServiceConfig(Config):
     log_format: Literal["text", "json"] = Field(
         "text", description="`json`: a line of JSON on stderr for each request, recommendation and warning"
     )
+    tracing: bool = Field(
+        False,
+        description="spans of each request by OpenTelemetry (extra `tracing`); its `OTEL_*` variables say whereto",
+    )
 
     def placed(self, base: Path | None = None) -> ServiceConfig:
         """The same with absolute paths: relative ones lie under `base`, else $HYMIREC_HOME, else the current directory.

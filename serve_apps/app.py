@@ -14,6 +14,7 @@ from serve_apps.history_writer import HistoryWriter
 from serve_apps.ingress import Ingress
 from serve_apps.recommender import Recommender
 from serve_apps.scaling import recommenders, writers
+from serve_apps.tracing import traced_replicas
 
 HEALTH = {"health_check_period_s": 5, "health_check_timeout_s": 15, "graceful_shutdown_timeout_s": 15}
 # The ingress and the writer mostly wait; the recommender computes.
@@ -26,7 +27,7 @@ def build(args: dict[str, Any]) -> Application:
     config = placed(parse(ServiceConfig, args, "args of the application"), base)
     if config.token_file:
         read_tokens(config.token_file)
-    limits = config.limits
+    limits, traced = config.limits, traced_replicas(config)
     queue = {
         "max_ongoing_requests": limits.max_ongoing_requests,
         "max_queued_requests": limits.max_queued_requests,
@@ -34,7 +35,7 @@ def build(args: dict[str, Any]) -> Application:
     recommender = Recommender.options(
         **queue,
         **HEALTH,
-        ray_actor_options={"num_cpus": config.threads},
+        ray_actor_options={"num_cpus": config.threads, **traced},
         num_replicas=None,
         autoscaling_config=recommenders(config),
     ).bind(config)
@@ -42,13 +43,18 @@ def build(args: dict[str, Any]) -> Application:
     writer = HistoryWriter.options(
         **queue,
         **HEALTH,
-        ray_actor_options=LITTLE,
+        ray_actor_options={**LITTLE, **traced},
         num_replicas=config.writer_replicas if scaled is None else None,
         autoscaling_config=scaled,
     ).bind(config, recommender)
     # The guard inside the ingress turns requests away, with Retry-After, well before Serve would without it.
     most = 4 * (limits.max_ongoing_requests + limits.max_queued_requests)
-    ingress = Ingress.options(**HEALTH, ray_actor_options=LITTLE, max_ongoing_requests=most, max_queued_requests=most)
+    ingress = Ingress.options(
+        **HEALTH,
+        ray_actor_options={**LITTLE, **traced},
+        max_ongoing_requests=most,
+        max_queued_requests=most,
+    )
     return ingress.bind(config, str(base), recommender, writer)
 
 

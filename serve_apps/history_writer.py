@@ -10,6 +10,7 @@ from hymirec.service.logs import start_logs
 from hymirec.service.writer import Writer
 from serve_apps.meters import Meters
 from serve_apps.stages import RankerHandle
+from serve_apps.tracing import start_tracing
 
 
 @serve.deployment
@@ -18,6 +19,7 @@ class HistoryWriter(Writer):
 
     def __init__(self, config: ServiceConfig, recommender: DeploymentHandle) -> None:
         start_logs(config.log_format)
+        start_tracing(config)
         super().__init__(config, RankerHandle("recommender", recommender), Meters())
 
     async def check_health(self) -> None:

@@ -14,6 +14,7 @@ from hymirec.service.frontend import Frontend
 from hymirec.service.logs import start_logs
 from serve_apps.meters import Meters
 from serve_apps.stages import RankerHandle, WriterHandle
+from serve_apps.tracing import start_tracing
 
 
 @serve.deployment
@@ -25,6 +26,7 @@ class Ingress:
         self, config: ServiceConfig, base: str, recommender: DeploymentHandle, writer: DeploymentHandle
     ) -> None:
         start_logs(config.log_format)
+        start_tracing(config)
         self._config, self._meters = config, Meters()
         ranker, histories = RankerHandle("recommender", recommender), WriterHandle("history writer", writer)
         self._frontend = Frontend(config, ranker, histories, Path(base), self._meters)

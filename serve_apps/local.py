@@ -19,6 +19,7 @@ from hymirec.artifacts import MANIFEST
 from hymirec.config import ServiceConfig, parse
 from hymirec.errors import ConfigError, HyMiRecError, ServiceError
 from serve_apps.app import build, home, placed
+from serve_apps.tracing import trace_proxies
 
 NAME = "hymirec"
 QUIET = {"log_level": "ERROR", "enable_access_log": False}
@@ -101,6 +102,8 @@ def main(
 
     try:
         config, written = read_service(path)
+        if config.tracing:
+            trace_proxies()
         connect(ComputeConfig())
         url = run_local(config, written if port is None else port)
     except HyMiRecError as e:

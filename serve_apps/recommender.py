@@ -10,6 +10,7 @@ from hymirec.config import ServiceConfig
 from hymirec.service.logs import start_logs
 from hymirec.service.ranker import Ranker
 from serve_apps.meters import Meters
+from serve_apps.tracing import start_tracing
 
 
 @serve.deployment
@@ -18,6 +19,7 @@ class Recommender(Ranker):
 
     def __init__(self, config: ServiceConfig) -> None:
         start_logs(config.log_format)
+        start_tracing(config)
         super().__init__(config, Meters())
         self._following: asyncio.Task[None] | None = None
 

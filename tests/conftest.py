@@ -151,6 +151,10 @@ def ray_cluster() -> Iterator[None]:
                 "HF_HUB_OFFLINE": "1",
                 "DS_ACCELERATOR": "cpu",
                 "PYTHONPATH": path,
+                # Where tracing is on, spans of requests that bring a sampled trace are among the workers' output.
+                "OTEL_TRACES_EXPORTER": "console",
+                "OTEL_TRACES_SAMPLER": "parentbased_always_off",
+                "OTEL_BSP_SCHEDULE_DELAY": "200",
             }
         },
     )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import urllib.error
 import urllib.request
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
+import ray
 from service_kit import until
 
 from hymirec.config import ServiceConfig
@@ -33,9 +36,9 @@ class Application:
     def start(self) -> None:
         self.url = run_local(self.config, 0)
 
-    def call(self, method: str, path: str, body: Any = None) -> Reply:
+    def call(self, method: str, path: str, body: Any = None, **headers: str) -> Reply:
         data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, method=method)
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=30) as reply:
                 return Reply(reply.status, reply.headers["content-type"], json.loads(reply.read()))
@@ -64,6 +67,19 @@ class Application:
 
     def stop(self) -> None:
         stop_local()
+
+    @staticmethod
+    def spans() -> list[dict[str, Any]]:
+        """Spans of all that was traced by now: OpenTelemetry's console exporter writes to the output of the workers."""
+        logs = Path(ray.get_runtime_context().get_temp_dir()) / "session_latest" / "logs"
+        found = []
+        for path in logs.glob("worker-*.out"):
+            text = path.read_text()
+            for begin in re.finditer(r"^\{$", text, re.MULTILINE):
+                # The last one may be half written.
+                with suppress(json.JSONDecodeError):
+                    found.append(json.JSONDecoder().raw_decode(text, begin.start())[0])
+        return found
 
     @staticmethod
     def processes(deployment: str) -> list[int]:

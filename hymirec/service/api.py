@@ -76,7 +76,14 @@ def create_api(
         yield
         await frontend.stop()
 
-    api = FastAPI(title="HyMiRec", version=VERSION, lifespan=lifespan, responses=_problems(*ALWAYS))
+    api = FastAPI(
+        title="HyMiRec",
+        version=VERSION,
+        lifespan=lifespan,
+        responses=_problems(*ALWAYS),
+        # FastAPI's spans hold whole paths and queries, its logs messages of errors; both know nothing of the door.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+    )
     _add_handlers(api, observe)
     _add_serving(api, frontend)
     _add_operation(api, frontend)

@@ -44,6 +44,7 @@ from hymirec.service.models import (
     RecommendRequest,
 )
 from hymirec.service.release import Release, remember
+from hymirec.service.spans import annotate, span
 from hymirec.service.stages import RankerStage, Snapshot, WriterStage
 from hymirec.streaming import erase_message, event_message, open_log
 from hymirec.streaming.source import EventProducer
@@ -123,8 +124,9 @@ class Frontend:
         return reply
 
     def _told(self, reply: RecommendReply, seconds: float) -> None:
-        """Count a reply and log it, with what it was made from."""
+        """Count a reply, log it, with what it was made from, and name it in its trace."""
         self._observe(RECOMMEND_SECONDS, seconds, reason=reply.reason)
+        annotate(bundle=reply.bundle, reason=reply.reason, degraded=reply.degraded)
         if reply.degraded:
             self._observe(DEGRADED, 1, reason=reply.reason)
         if reply.unknown_items:
@@ -147,10 +149,12 @@ class Frontend:
         query = replace(_query(body, now, snapshot), seconds=seconds)
         found = await ask(RANKER, lambda: self._ranker.explain(query, body.nearest), seconds)
         behind = {"degraded": True, "reason": BEHIND} if _is_behind(snapshot.history, body) else {}
-        return found.model_copy(update={"as_of": _as_of(snapshot), **behind})
+        reply = found.model_copy(update={"as_of": _as_of(snapshot), **behind})
+        annotate(bundle=reply.bundle, reason=reply.reason, degraded=reply.degraded)
+        return reply
 
     async def _answer(self, query: Query, deadline: Deadline) -> Recommendations:
-        with timed(self._observe, STAGE_SECONDS, stage="recommender"):
+        with timed(self._observe, STAGE_SECONDS, stage="recommender"), span("recommender"):
             try:
                 return await self._ladder.answer(query, deadline)
             except BundleMismatchError:
@@ -158,6 +162,7 @@ class Frontend:
                 return await self._ladder.answer(replace(query, coarse=None), deadline)
 
     def _check(self, body: RecommendRequest) -> None:
+        annotate(k=body.k)
         if body.k > self._limits.max_k:
             raise RequestError(f"k may be at most {self._limits.max_k}, got {body.k}")
         for name, given in (("history", body.history or ()), ("exclude", body.exclude)):
@@ -169,7 +174,7 @@ class Frontend:
         waiting = Deadline(self._limits.request_timeout_seconds / 2)
         while True:
             seconds = deadline.left(self._limits.stage_timeout_seconds)
-            with timed(self._observe, STAGE_SECONDS, stage="history"):
+            with timed(self._observe, STAGE_SECONDS, stage="history"), span("history"):
                 found = await ask(WRITER, lambda: self._writer.snapshot(str(body.user_id)), seconds)
             if not _is_behind(found.history, body) or not waiting.left():
                 if found.coarse is None and len(found.history):

@@ -23,6 +23,7 @@ from hymirec.answers import Query, Recommendations
 from hymirec.errors import StageLateError
 from hymirec.inference import HyMiRec
 from hymirec.service.calls import Deadline
+from hymirec.service.spans import behalf, here, past
 from hymirec.telemetry import BATCH_REQUESTS, DROPPED, STAGE_SECONDS, Observe, unobserved
 
 T = TypeVar("T")
@@ -39,6 +40,8 @@ class _Place:
     nearline: bool = False
     future: Future[Any] = field(default_factory=Future)
     since: float = field(default_factory=time.perf_counter)
+    # Whose trace it is in; the model's thread knows of none.
+    context: Any = field(default_factory=here)
 
     @property
     def events(self) -> int:
@@ -105,6 +108,7 @@ class Line:
         begun = time.perf_counter()
         for place in taken:
             self._observe(STAGE_SECONDS, begun - place.since, stage="wait")
+            past("wait", begun - place.since, [place.context])
         if taken[0].work is not None:
             _finish(taken[0], taken[0].work)
         else:
@@ -150,7 +154,8 @@ class Line:
 
 def _finish(place: _Place, work: Callable[[], Any]) -> None:
     try:
-        place.future.set_result(work())
+        with behalf([place.context]):
+            place.future.set_result(work())
     except Exception as e:  # noqa: BLE001 - it is its caller's
         place.future.set_exception(e)
 
@@ -161,7 +166,8 @@ def _answer(places: list[_Place]) -> None:
     queries = [place.query for place in places if place.query is not None]
     assert model is not None
     try:
-        found = model.recommend_batch(queries)
+        with behalf([place.context for place in places], bundle=model.bundle_id, batch_requests=len(places)):
+            found = model.recommend_batch(queries)
     except Exception as e:  # noqa: BLE001 - it is its caller's
         if len(places) == 1:
             places[0].future.set_exception(e)

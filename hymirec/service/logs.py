@@ -7,13 +7,18 @@ import logging
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
+from hymirec.service.spans import trace_id
+
 ROOT = "hymirec"
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 class JsonFormatter(logging.Formatter):
-    """`time`, `level`, `logger`, `message`, `request_id` inside a request, and whatever a line has as `extra`."""
+    """`time`, `level`, `logger`, `message`, whatever a line has as `extra`; inside a request its `request_id`.
+
+    Inside a request that is traced also its `trace_id`.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
@@ -25,6 +30,8 @@ class JsonFormatter(logging.Formatter):
         }
         if request_id.get():
             line["request_id"] = request_id.get()
+        if found := trace_id():
+            line["trace_id"] = found
         line |= {name: value for name, value in vars(record).items() if name not in STANDARD}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

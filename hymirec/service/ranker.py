@@ -29,6 +29,7 @@ from hymirec.service.models import ExplainReply, HistoryEvent, ItemReply, ItemsR
 from hymirec.service.pulse import Pulse
 from hymirec.service.release import swapped_in
 from hymirec.service.scaling import BUSY, Pace
+from hymirec.service.spans import traced
 from hymirec.streaming import open_log
 from hymirec.telemetry import (
     BUNDLE_AGE,
@@ -58,7 +59,8 @@ class Ranker:
         self._model = _open_active(config.bundle)
         # The first answer costs a hundred times the next: no user waits for it, or gets popular items instead.
         self._line.first(lambda: _ask(self._model))
-        self._model.meter = observe
+        self._meter = traced(observe)
+        self._model.meter = self._meter
         self._pulse = self._listen(self._model)
 
     @property
@@ -191,7 +193,7 @@ class Ranker:
             model.bundle.check_index()
             if not _ask(model):
                 raise BundleError(f"{path} is whole but recommends nothing to readers of its most popular items")
-            model.meter = self._observe
+            model.meter = self._meter
             self._staged = model
 
     async def activate(self, bundle_id: str) -> None:

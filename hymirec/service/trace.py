@@ -1,4 +1,4 @@
-"""Around everything: each request's id, its line in the log, and its status among the metrics (an ASGI middleware)."""
+"""Around everything: each request's id, its line in the log, its status among the metrics, and its span (ASGI)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from hymirec.service.guard import OPEN_PATHS, App, Receive, Scope, Send
 from hymirec.service.logs import request_id
+from hymirec.service.spans import annotate_http, request_span
 from hymirec.telemetry import RESPONSES, Observe
 
 log = logging.getLogger(__name__)
@@ -30,9 +31,12 @@ class Trace:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
-        own = id_of(dict(scope["headers"]).get(HEADER, b""))
+        headers = dict(scope["headers"])
+        own = id_of(headers.get(HEADER, b""))
         token = request_id.set(own)
         begun, status = time.monotonic(), 0
+        # The first two parts of a path name the route; what follows may name a user.
+        where = "/".join(scope["path"].split("/")[:3])
 
         async def noted(message: MutableMapping[str, Any]) -> None:
             nonlocal status
@@ -42,16 +46,17 @@ class Trace:
                     message = {**message, "headers": [*message.get("headers", ()), (HEADER, own.encode())]}
             await send(message)
 
-        try:
-            await self._app(scope, receive, noted)
-        finally:
-            if status:
-                self._observe(RESPONSES, 1, status=str(status))
-            # The first two parts of a path name the route; what follows may name a user.
-            where = "/".join(scope["path"].split("/")[:3])
-            seconds = round(time.monotonic() - begun, 6)
-            log.info("request", extra={"method": scope["method"], "path": where, "status": status, "seconds": seconds})
-            request_id.reset(token)
+        with request_span(f"{scope['method']} {where}", headers):
+            try:
+                await self._app(scope, receive, noted)
+            finally:
+                if status:
+                    self._observe(RESPONSES, 1, status=str(status))
+                seconds = round(time.monotonic() - begun, 6)
+                told = {"method": scope["method"], "path": where, "status": status, "seconds": seconds}
+                log.info("request", extra=told)
+                annotate_http(scope["method"], where, status)
+                request_id.reset(token)
 
 
 def id_of(given: bytes) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
 import threading
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -42,7 +45,7 @@ def items(model: HyMiRec) -> list[str]:
 def application(bundle: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
     directory = tmp_path_factory.mktemp("application")
     served = another_release(bundle, directory / "served", "first")
-    config = service_config(served, directory, recommender_replicas=2, max_recommender_replicas=2)
+    config = service_config(served, directory, recommender_replicas=2, max_recommender_replicas=2, tracing=True)
     application = Application(config)
     application.start()
     yield application
@@ -114,6 +117,56 @@ def test_a_crowd_is_turned_away_in_the_proxy(application: Application) -> None:
 
     until(turned_away, 120)
     assert until(lambda: application.recommend(user_id="ada", now=NOW)["reason"] == "full")
+
+
+def test_a_request_is_one_trace_its_callers_from_the_ingress_to_the_models_thread(
+    application: Application, items: list[str]
+) -> None:
+    application.post(*(event(i, "a-user-named-tess", item) for i, item in enumerate(items[:9])))
+    application.history("a-user-named-tess", 9)
+    caller, unsampled = "00f067aa0ba902b7", uuid.uuid4().hex
+
+    def ask(trace: str, flags: str) -> dict[str, Any]:
+        body = {"user_id": "a-user-named-tess", "k": 7, "now": NOW}
+        return application.call("POST", "/v1/recommend", body, traceparent=f"00-{trace}-{caller}-{flags}").body
+
+    def full() -> tuple[str, dict[str, Any]] | None:
+        reply = ask(trace := uuid.uuid4().hex, "01")
+        return (trace, reply) if reply["reason"] == "full" else None
+
+    ask(unsampled, "00")
+    trace, reply = until(full)
+    model, store = (
+        [f"replica_handle_request {call}", f"route_to_replica {call}"]
+        for call in ("Recommender recommend", "HistoryWriter snapshot")
+    )
+    wanted = {"POST /v1/recommend", "history", *store, "recommender", *model, "wait", "model", "index"}
+
+    def look() -> dict[str, dict[str, Any]] | None:
+        found = [span for span in application.spans() if span["context"]["trace_id"] == f"0x{trace}"]
+        named = {span["name"]: span for span in found}
+        return named if wanted <= set(named) else None
+
+    named = until(look)
+    by_id = {span["context"]["span_id"]: name for name, span in named.items()}
+
+    def above(name: str) -> list[str]:
+        names = []
+        while (parent := named[name]["parent_id"]) in by_id:
+            names.append(name := by_id[parent])
+        return [*names, parent]
+
+    outside = ["POST /v1/recommend", f"0x{caller}"]
+    for part in ("wait", "model", "index"):
+        assert above(part) == [*model, "recommender", *outside]
+    assert above(store[0]) == [store[1], "history", *outside]
+    told = named["POST /v1/recommend"]["attributes"]
+    assert (told["hymirec.bundle"], told["hymirec.reason"], told["hymirec.k"]) == (reply["bundle"], "full", 7)
+    everything = application.spans()
+    assert "tess" not in json.dumps(everything)
+    assert unsampled not in json.dumps(everything)
+    # Without a caller that samples, nothing begins a trace here: no request, no refresh, no question how it stands.
+    assert [span["name"] for span in everything if span["parent_id"] is None] == []
 
 
 def test_nothing_of_this_application_listens_beyond_loopback(application: Application) -> None:
