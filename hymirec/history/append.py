@@ -1,10 +1,12 @@
 """How a batch becomes pages.
 
-Appending touches the head and the last page only, so it costs the same for any length of history. Late events are
-appended like others and sorted when read. Of a long history whole old pages go, when a new page is begun: those before
-the last `max_events` appended; and of the oldest that are left up to two whose every event is too old by the log's
-clock. Reads keep the bounds to the event. Everything is a function of the sequence of entries alone, however it is cut
-into batches, and however many of them are written at once.
+Appending touches the head and the last page only, so it costs the same for any length of history. Full pages go into
+one value together, four when the fourth is full, then sixteen, so that a read finds few values; each event is written
+twice more for it, however long its history. Late events are appended like others and sorted when read. Of a long
+history whole old pages go, when a new page is begun: those before the last `max_events` appended; and of the oldest
+that are left up to two whose every event is too old by the log's clock. Pages of one value leave the store together,
+when the last of them goes. Reads keep the bounds to the event. Everything is a function of the sequence of entries
+alone, however it is cut into batches, and however many of them are written at once.
 """
 
 from __future__ import annotations
@@ -12,29 +14,36 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
 import xxhash
 
+from hymirec.errors import StoreDamagedError
 from hymirec.history.pages import (
+    GROUPS,
     PAGE_NUMBER,
     Bounds,
     Changes,
     GetMany,
+    every_page,
+    hash_keys,
     head_key,
     page_key,
-    page_keys,
     page_missing,
     pages_prefix,
+    read_values,
+    record_keys,
     tombstone_key,
+    value_pages,
 )
 from hymirec.history.record import (
     PAGE_RECORDS,
     RECORD_COLUMNS,
     Head,
     Tombstone,
+    merge_pages,
     pack_columns,
     pack_hashes,
     unpack_hash_pages,
@@ -93,8 +102,10 @@ class User:
     unmarked: int = MARKED_ANEW
     tombstone: Tombstone | None = None
     dirty: dict[int, Page] = field(default_factory=dict)
-    # As the head in the store has it.
-    stored_first: int = 0
+    # Pages to be put into one value: the number of the first, and how many.
+    groups: dict[int, int] = field(default_factory=dict)
+    # As the head in the store has it, but for the number of records; it changes when a page is begun.
+    stored: Head = field(default_factory=Head)
     # Of the keys of its pages; made once.
     prefixes: tuple[bytes, bytes] | None = None
 
@@ -133,6 +144,21 @@ class User:
     def weight(self) -> int:
         """What holding it takes, in event ids."""
         return len(self.recent) // HASH_BYTES + USER_WEIGHT
+
+
+def _let_go(head: Head, first_page: int) -> None:
+    """Move the first page that is kept, and say which value it lies in."""
+    head.first_page = first_page
+    following = head.first_value + head.first_size
+    if first_page < following:
+        return
+    head.first_value, head.first_size = first_page, 1
+    for size in GROUPS:
+        start = first_page - first_page % size
+        # Put together when the page after it was begun, before this one was.
+        if start >= following and start + size < head.last_page:
+            head.first_value, head.first_size = start, size
+            return
 
 
 class Appender:
@@ -256,33 +282,46 @@ class Appender:
         head = user.head
         head.last_page += 1
         user.page = Page()
-        head.first_page = max(head.first_page, head.last_page - self._bounds.keep_pages + 1)
+        _let_go(head, max(head.first_page, head.last_page - self._bounds.keep_pages + 1))
         # Where the log tells no time, the event does.
         oldest = self._bounds.oldest(entry.log_ms // 1000 or entry.ts)
         if oldest is not None:
             for _ in range(EXPIRED_AT_ONCE):
                 if head.first_page == head.last_page or self._newest(user_id, user) >= oldest:
                     break
-                head.first_page += 1
+                _let_go(head, head.first_page + 1)
             user.keep(head.total - head.first_page * PAGE_RECORDS)
+        for size in GROUPS:
+            first = head.last_page - size
+            if head.last_page % size == 0 and first >= head.first_page:
+                for page in range(first, head.last_page):
+                    user.groups.pop(page, None)
+                user.groups[first] = size
+                if first == head.first_value:
+                    head.first_size = size
+                break
 
     def _newest(self, user_id: str, user: User) -> int:
         """Newest time on the first page."""
         first = user.head.first_page
         if first in user.dirty:
             return max(user.dirty[first].times)
-        (value,) = self._get_many([page_key(b"h", user_id, first)])
-        if value is None:
-            raise page_missing(user_id)
-        return int(unpack_records(value, f"page of user {user_id!r}")["ts"].max())
+        # Alone where an older program wrote, and pages that wait to be put together are not so in the store yet.
+        for page in sorted({first, *(first - first % size for size in GROUPS)}, reverse=True):
+            (value,) = self._get_many([page_key(b"h", user_id, page)])
+            if value is not None:
+                start = (first - page) * PAGE_RECORDS
+                times = unpack_records(value, f"page of user {user_id!r}")["ts"][start : start + PAGE_RECORDS]
+                if len(times):
+                    return int(times.max())
+        raise page_missing(user_id)
 
     def _erase(self, user_id: str, user: User) -> None:
         self._changes.delete(head_key(user_id))
-        stored = Head(user.stored_first, user.head.last_page)
-        for kind in (b"h", b"d"):
-            for key in page_keys(user_id, stored, kind):
-                self._changes.delete(key)
-        user.head, user.page, user.dirty, user.stored_first = Head(), Page(), {}, 0
+        stored = replace(user.stored, last_page=user.head.last_page)
+        for key in (*record_keys(user_id, every_page(stored)), *hash_keys(user_id, stored)):
+            self._changes.delete(key)
+        user.head, user.page, user.dirty, user.groups, user.stored = Head(), Page(), {}, {}, Head()
         user.recent.clear()
         user.mark_anew()
 
@@ -291,19 +330,55 @@ class Appender:
             return
         head, dirty = user.head, user.dirty
         records, event_ids = user.prefixes = user.prefixes or (pages_prefix(b"h", user_id), pages_prefix(b"d", user_id))
+        grouped = self._put_together(user_id, user, changes) if user.groups else ()
         for page, content in dirty.items():
-            if page >= head.first_page:
-                number = PAGE_NUMBER.pack(page)
+            number = PAGE_NUMBER.pack(page)
+            if page >= head.first_value and page not in grouped:
                 changes.put(records + number, content.pack())
+            if page >= head.first_page:
                 changes.put(event_ids + number, pack_hashes(content.hashes))
-        for page in range(user.stored_first, head.first_page):
-            changes.delete(page_key(b"h", user_id, page))
-            changes.delete(page_key(b"d", user_id, page))
-        pages = self._bounds.hash_pages
-        for page in range(max(0, min(dirty) - pages), head.last_page - pages + 1):
-            changes.delete(page_key(b"d", user_id, page))
+        if head.last_page != user.stored.last_page:
+            # Those before went when an earlier page was begun.
+            for page in range(user.stored.first_value, head.first_value):
+                changes.delete(records + PAGE_NUMBER.pack(page))
+            gone, stay = (max(at.first_page, at.last_page - self._bounds.hash_pages + 1) for at in (user.stored, head))
+            for page in range(gone, stay):
+                changes.delete(event_ids + PAGE_NUMBER.pack(page))
+            user.stored = replace(head)
         changes.put(head_key(user_id), head.pack())
-        user.dirty, user.stored_first = {}, head.first_page
+        user.dirty, user.groups = {}, {}
+
+    def _put_together(self, user_id: str, user: User, changes: Changes) -> set[int]:
+        """The pages that lie in one value from now on; returns their numbers."""
+        grouped: set[int] = set()
+        for start, size in user.groups.items():
+            group = range(start, start + size)
+            if start >= user.head.first_value:
+                try:
+                    value = merge_pages(self._pages(user_id, user, group), f"page of user {user_id!r}")
+                except StoreDamagedError:
+                    # Pages stay as they are, and reads tell; nobody's appending ends for it.
+                    continue
+                changes.put(page_key(b"h", user_id, start), value)
+            grouped.update(group)
+            for key in record_keys(user_id, group[1:]):
+                changes.delete(key)
+        return grouped
+
+    def pages_of(self, user_id: str, user: User) -> list[bytes]:
+        """The pages of a user who waits, as `read_pages` has them: the last ones are in memory only."""
+        return self._pages(user_id, user, every_page(user.head)) if user.head.total else []
+
+    def _pages(self, user_id: str, user: User, wanted: range) -> list[bytes]:
+        """Values that hold these pages. Raises StoreDamagedError when one is missing."""
+        waiting = [page for page in user.dirty if page in wanted]
+        stored = range(wanted.start, waiting[0] if waiting else wanted.stop)
+        values: list[bytes] = []
+        if stored:
+            pages = [page for page in value_pages(user.stored) if page in stored]
+            count = min(stored.stop * PAGE_RECORDS, user.head.total) - stored.start * PAGE_RECORDS
+            values = read_values(self._get_many, user_id, pages, stored, count)
+        return values + [user.dirty[page].pack() for page in waiting]
 
     def _hold(self) -> None:
         """Users that were written stay, as far as there is room: those that were used last."""
@@ -358,10 +433,10 @@ class Appender:
                 user.tombstone = Tombstone.unpack(buried, f"tombstone of user {user_id!r}")
             if value is not None:
                 head = user.head = Head.unpack(value, f"head of user {user_id!r}")
-                user.stored_first = head.first_page
+                user.stored = replace(head)
                 first = max(head.first_page, head.last_page - self._bounds.hash_pages + 1)
                 wanted[user_id] = [page_key(b"h", user_id, head.last_page)]
-                wanted[user_id] += page_keys(user_id, Head(first, head.last_page), b"d")
+                wanted[user_id] += hash_keys(user_id, Head(first, head.last_page))
         pages = iter(self._get_many([key for keys in wanted.values() for key in keys]) if wanted else ())
         for user_id, keys in wanted.items():
             self._read_tail(user_id, users[user_id], list(islice(pages, len(keys))))

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hymirec.artifacts import verify, write_manifest
-from hymirec.errors import ArtifactDamagedError, StoreDamagedError
-from hymirec.history.pages import hash_page_values, head_key, page_keys, page_missing, record_page_values
-from hymirec.history.record import PAGE_RECORDS, RECORD, Head, unpack_hashes, unpack_records
+from hymirec.errors import ArtifactDamagedError
+from hymirec.history.pages import hash_keys, hash_page_values, head_key, kept_columns, read_pages, record_values
+from hymirec.history.record import PAGE_RECORDS, RECORD, Head, unpack_hashes
 from hymirec.history.store import Position, RawStore
 
 KIND = "histories"
@@ -100,35 +100,28 @@ def _row(user_id: str, values: Mapping[bytes, bytes]) -> dict[str, Any]:
     """A user's values as a row. Raises StoreDamagedError."""
     name = f"user {user_id!r}"
     head = Head.unpack(values[head_key(user_id)], f"head of {name}")
-    pages = [values.get(key) for key in page_keys(user_id, head)]
-    if None in pages:
-        raise page_missing(user_id)
-    records = np.concatenate([unpack_records(page, f"page of {name}") for page in pages if page is not None])
-    hash_pages = [values[key] for key in page_keys(user_id, head, b"d") if key in values]
+    pages = read_pages(lambda wanted: [*map(values.get, wanted)], user_id, head)
+    keys, times, actions = kept_columns(user_id, head, pages)
+    hash_pages = [values[key] for key in hash_keys(user_id, head) if key in values]
     removed = head.first_page * PAGE_RECORDS
-    if removed + len(records) != head.total:
-        raise StoreDamagedError(
-            f"{name}: {head.total} events by the head, {removed + len(records)} in pages; repair it"
-        )
     return {
         "user": user_id,
-        "item_key": records["key"],
-        "ts": records["ts"],
-        "action": records["action"],
+        "item_key": keys,
+        "ts": times,
+        "action": actions,
         "event_hash": [h for page in hash_pages for h in unpack_hashes(page, f"event ids of {name}")],
         "removed": removed,
     }
 
 
 def _values(row: Mapping[str, Any]) -> dict[bytes, bytes]:
-    """The row's values, byte for byte what they were."""
+    """The row's values, as a store would have them into which nothing but these events was ever appended."""
     records = np.empty(len(row["item_key"]), RECORD)
     records["key"], records["ts"], records["action"] = row["item_key"], row["ts"], row["action"]
     first, total = row["removed"] // PAGE_RECORDS, row["removed"] + len(records)
     head = Head(first, max(first, (total - 1) // PAGE_RECORDS), total)
     return {
-        head_key(row["user"]): head.pack(),
-        **dict(record_page_values(row["user"], first, records)),
+        **record_values(row["user"], first, records),
         **dict(hash_page_values(row["user"], head, row["event_hash"])),
     }
 

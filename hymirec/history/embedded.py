@@ -14,17 +14,18 @@ import threading
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from hymirec.config import HistoryConfig
-from hymirec.history.append import Appender, User
+from hymirec.history.append import Appender
 from hymirec.history.pages import (
     Bounds,
     Changes,
     empty_history,
     head_key,
     history_of,
-    page_keys,
     pages_prefix,
+    read_pages,
     tombstone_key,
     user_of,
 )
@@ -57,10 +58,6 @@ class EmbeddedStore:
 
     @abstractmethod
     def _get_many(self, keys: Sequence[bytes]) -> Sequence[bytes | None]: ...
-
-    def _get_run(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """The values of keys that follow one another with none between."""
-        return self._get_many(keys)
 
     @abstractmethod
     def _scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]: ...
@@ -165,22 +162,15 @@ class EmbeddedStore:
         with self._lock:
             user = self._appender.unwritten(user_id)
             if user is not None:
-                pages = self._pages_of(user_id, user)
+                # As it is now: others may append to it once the lock is released.
+                head, values = replace(user.head), self._appender.pages_of(user_id, user)
             else:
                 (value,) = self._get_many([head_key(user_id)])
                 if value is None:
                     return empty_history()
-                pages = self._get_run(page_keys(user_id, Head.unpack(value, f"head of user {user_id!r}")))
-        return history_of(user_id, pages, self._bounds, limit) if pages else empty_history()
-
-    def _pages_of(self, user_id: str, user: User) -> Sequence[bytes | None]:
-        """Pages of a user who waits: the last ones are in memory only."""
-        if not user.head.total:
-            return []
-        waiting = [page for page in user.dirty if page >= user.head.first_page]
-        keys = page_keys(user_id, user.head)[: -len(waiting) or None]
-        stored = self._get_run(keys) if keys else []
-        return [*stored, *(user.dirty[page].pack() for page in waiting)]
+                head = Head.unpack(value, f"head of user {user_id!r}")
+                values = read_pages(self._get_many, user_id, head)
+        return history_of(user_id, head, values, self._bounds, limit) if head.total else empty_history()
 
     def users(self) -> Iterator[str]:
         """See `RawStore.users`."""

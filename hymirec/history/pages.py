@@ -1,6 +1,7 @@
 """Under which keys a user's history lies, and how its pages are read: the part that all stores share.
 
 Keys of one user:  b"m" head, b"h" + page pages of records, b"d" + page pages of hashes of event ids, b"e" tombstone.
+Full pages of records lie 16 or 4 in one value (`GROUPS`), under the number of the first, a multiple of 16 or 4.
 How they come about: `hymirec.history.append`.
 """
 
@@ -8,19 +9,31 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
 import xxhash
 
 from hymirec.config import HistoryConfig
 from hymirec.errors import StoreDamagedError
-from hymirec.history.record import PAGE_RECORDS, Head, Records, pack_hashes, pack_records, unpack_pages
+from hymirec.history.record import (
+    PAGE_RECORDS,
+    RECORD,
+    RECORD_COLUMNS,
+    Columns,
+    Head,
+    Records,
+    pack_hashes,
+    pack_records,
+    records_in,
+    unpack_pages,
+)
 from hymirec.history.store import History
 
 GetMany = Callable[[Sequence[bytes]], Sequence[bytes | None]]
+# How many pages a value may hold beside one, most first.
+GROUPS = (16, 4)
 DAY = 86_400
 _LENGTH = struct.Struct(">H")
 PAGE_NUMBER = struct.Struct(">I")
@@ -106,17 +119,94 @@ def page_key(kind: bytes, user_id: str, page: int) -> bytes:
     return pages_prefix(kind, user_id) + PAGE_NUMBER.pack(page)
 
 
-def page_keys(user_id: str, head: Head, kind: bytes = b"h") -> list[bytes]:
-    """Keys of all record pages (b"h") or event-hash pages (b"d") of a user."""
-    prefix, pack = pages_prefix(kind, user_id), PAGE_NUMBER.pack
+def group_at(page: int, stop: int) -> int:
+    """How many pages lie in the value of this number: the most that may and that end at `stop` or before."""
+    for size in GROUPS:
+        if page % size == 0 and page + size <= stop:
+            return size
+    return 1
+
+
+def value_pages(head: Head) -> list[int]:
+    """Numbers of the values that hold a user's pages of records, where no older program wrote."""
+    page, last = head.first_value + head.first_size, head.last_page
+    pages = [head.first_value]
+    while page <= last:
+        pages.append(page)
+        page += group_at(page, last)
+    return pages
+
+
+def every_page(head: Head) -> range:
+    """All numbers under which a user's pages of records may lie."""
+    return range(head.first_value, head.last_page + 1)
+
+
+def record_keys(user_id: str, pages: Iterable[int]) -> list[bytes]:
+    """Keys of these pages of records."""
+    prefix, pack = pages_prefix(b"h", user_id), PAGE_NUMBER.pack
+    return [prefix + pack(page) for page in pages]
+
+
+def hash_keys(user_id: str, head: Head) -> list[bytes]:
+    """Keys of the pages of event ids of a user; those before the horizon are not there."""
+    prefix, pack = pages_prefix(b"d", user_id), PAGE_NUMBER.pack
     return [prefix + pack(page) for page in range(head.first_page, head.last_page + 1)]
 
 
-def record_page_values(user_id: str, first_page: int, records: Records) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of the pages of all records that a user keeps."""
-    for start in range(0, len(records), PAGE_RECORDS):
-        page = first_page + start // PAGE_RECORDS
-        yield page_key(b"h", user_id, page), pack_records(records[start : start + PAGE_RECORDS])
+def read_pages(get_many: GetMany, user_id: str, head: Head) -> list[bytes]:
+    """The values that hold a user's pages of records, in order. Raises StoreDamagedError when a page is missing."""
+    return read_values(get_many, user_id, value_pages(head), every_page(head), head.records)
+
+
+def read_values(get_many: GetMany, user_id: str, pages: Sequence[int], every: Sequence[int], count: int) -> list[bytes]:
+    """Values of pages that hold `count` records: those under `pages`, or under `every` number where they lie otherwise.
+
+    Raises StoreDamagedError when a page is missing.
+    """
+    try:
+        return found_pages(user_id, get_many(record_keys(user_id, pages)), count)
+    except StoreDamagedError:
+        return found_pages(user_id, get_many(record_keys(user_id, every)), count)
+
+
+def found_pages(user_id: str, values: Sequence[bytes | None], count: int) -> list[bytes]:
+    """Those of the values that are there. Raises StoreDamagedError when they are not `count` records."""
+    found = [value for value in values if value is not None]
+    if sum(map(records_in, found)) != count:
+        raise page_missing(user_id)
+    return found
+
+
+def laid_out(user_id: str, values: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """All that is kept of a user, with pages as `record_values` has them: equal for equal contents.
+
+    Raises StoreDamagedError or UnsupportedFormatError.
+    """
+    value = values.get(head_key(user_id))
+    if value is None:
+        return dict(values)
+    head = Head.unpack(value, f"head of user {user_id!r}")
+    columns = kept_columns(user_id, head, read_pages(lambda keys: [*map(values.get, keys)], user_id, head))
+    records = np.empty(len(columns[0]), RECORD)
+    for name, column in zip(RECORD_COLUMNS, columns, strict=True):
+        records[name] = column
+    pages = set(record_keys(user_id, every_page(head)))
+    beside = {key: value for key, value in values.items() if key not in pages}
+    return beside | record_values(user_id, head.first_page, records)
+
+
+def record_values(user_id: str, first_page: int, records: Records) -> dict[bytes, bytes]:
+    """The head and the pages of all records that a user keeps, as appending them makes them."""
+    total = first_page * PAGE_RECORDS + len(records)
+    last_page = max(first_page, (total - 1) // PAGE_RECORDS)
+    head = Head(first_page, last_page, total, first_page, group_at(first_page, last_page))
+    pages = value_pages(head) if len(records) else []
+    starts = [(page - first_page) * PAGE_RECORDS for page in pages]
+    values = [
+        pack_records(records[start:stop]) for start, stop in zip(starts, [*starts[1:], len(records)], strict=True)
+    ]
+    return {head_key(user_id): head.pack(), **dict(zip(record_keys(user_id, pages), values, strict=True))}
 
 
 def hash_page_values(user_id: str, head: Head, hashes: Sequence[int]) -> Iterator[tuple[bytes, bytes]]:
@@ -139,18 +229,29 @@ def empty_history() -> History:
     return History(np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.uint8), 0)
 
 
-def history_of(
-    user_id: str, pages: Sequence[bytes | None], bounds: Bounds, limit: int | None, now: float | None = None
-) -> History:
-    """Sort a user's pages (in order of appending) by time and keep the newest that are young enough.
+def kept_columns(user_id: str, head: Head, values: Sequence[bytes]) -> Columns:
+    """Keys, times and actions of a user in order of appending, without those let go that lie in the first value still.
 
-    Raises StoreDamagedError for a page that is missing or damaged. `now` is in seconds, the present unless given.
+    Raises StoreDamagedError or UnsupportedFormatError.
     """
-    if None in pages:
-        raise page_missing(user_id)
-    key_N, ts_N, action_N = unpack_pages(cast("Sequence[bytes]", pages), f"page of user {user_id!r}")
+    columns = unpack_pages(values, f"page of user {user_id!r}")
+    gone = (head.first_page - head.first_value) * PAGE_RECORDS
+    if gone == 0:
+        return columns
+    keys, times, actions = columns
+    return keys[gone:], times[gone:], actions[gone:]
+
+
+def history_of(
+    user_id: str, head: Head, values: Sequence[bytes], bounds: Bounds, limit: int | None, now: float | None = None
+) -> History:
+    """Sort a user's pages by time and keep the newest events that are young enough; `values` as of `read_pages`.
+
+    Raises StoreDamagedError for a page that is damaged. `now` is in seconds, the present unless given.
+    """
+    key_N, ts_N, action_N = kept_columns(user_id, head, values)
     # Most events come in order of time.
-    if (ts_N[1:] < ts_N[:-1]).any():
+    if np.count_nonzero(ts_N[1:] < ts_N[:-1]):
         order = np.argsort(ts_N, kind="stable")
         key_N, ts_N, action_N = key_N[order], ts_N[order], action_N[order]
     oldest = bounds.oldest(time.time() if now is None else now)

@@ -1,8 +1,11 @@
-"""What a history is on disk: pages of 64 records, 13 bytes each, and a small head a user.
+"""What a history is on disk: pages of records, 13 bytes each, and a small head a user.
 
 A record is (item key 64 bit, time 32 bit, action 8 bit), little-endian: by reference, never codes. A page holds all
 keys, then all times, then all actions, since like compresses with like. Every value begins with a format version and
 ends with the XXH3-64 of what is before it, so a flipped bit is an error and never other data.
+
+Pages have 64 records and a number each; the last one has what there is. Of full ones 4 or 16 may lie in one value,
+under the number of the first. Programs that wrote heads of version 1 did not know that: there each page lies alone.
 """
 
 from __future__ import annotations
@@ -19,21 +22,17 @@ from numpy.typing import NDArray
 
 from hymirec.errors import StoreDamagedError, UnsupportedFormatError
 
-VERSION = 1
+VERSION, HEAD_VERSION = 1, 2
 _VERSION = bytes([VERSION])
 PAGE_RECORDS = 64
 RECORD = np.dtype([("key", "<u8"), ("ts", "<u4"), ("action", "u1")])
 RECORD_COLUMNS = ("key", "ts", "action")
+_KEY, _TS, _ACTION = (RECORD[column] for column in RECORD_COLUMNS)
 EVENT_HASH = np.dtype("<u8")
 CHECKSUM_BYTES = 8
 _BIG = sys.byteorder == "big"
-_FULL_PAGE = np.dtype(
-    [
-        ("version", "u1"),
-        *((name, RECORD[name], (PAGE_RECORDS,)) for name in RECORD_COLUMNS),
-        ("checksum", "u1", (CHECKSUM_BYTES,)),
-    ]
-)
+# Joins to a bytearray: NumPy arrays over it may be written to.
+_EMPTY = bytearray()
 
 Records = NDArray[np.void]
 Columns = tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.uint8]]
@@ -41,25 +40,41 @@ Columns = tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.uint8]]
 
 @dataclass
 class Head:
-    """Where a user's pages begin and end. `total` counts records that were ever appended since the last erasure."""
+    """Where a user's pages begin and end. `total` counts records that were ever appended since the last erasure.
+
+    The first page that is kept lies in the value of number `first_value`, which holds up to `first_size` pages.
+    """
 
     first_page: int = 0
     last_page: int = 0
     total: int = 0
+    first_value: int = 0
+    first_size: int = 1
 
-    _FORMAT = struct.Struct("<IIQ")
+    _FORMAT_1 = struct.Struct("<IIQ")
+    _FORMAT = struct.Struct("<IIQIB")
+
+    @property
+    def records(self) -> int:
+        """How many records the values hold, those of the first one included that are no longer kept."""
+        return self.total - self.first_value * PAGE_RECORDS
 
     def pack(self) -> bytes:
         """The head as a value."""
-        return seal(self._FORMAT.pack(self.first_page, self.last_page, self.total))
+        fields = (self.first_page, self.last_page, self.total, self.first_value, self.first_size)
+        return seal(self._FORMAT.pack(*fields), HEAD_VERSION)
 
     @classmethod
     def unpack(cls, value: bytes, name: str) -> Head:
         """Read a head. Raises StoreDamagedError or UnsupportedFormatError."""
-        body = unseal(value, name)
-        if len(body) != cls._FORMAT.size:
-            raise StoreDamagedError(f"{name}: expected {cls._FORMAT.size} bytes of head, got {len(body)}")
-        return cls(*cls._FORMAT.unpack(body))
+        body = unseal(value, name, HEAD_VERSION)
+        layout = cls._FORMAT if value[0] == HEAD_VERSION else cls._FORMAT_1
+        if len(body) != layout.size:
+            raise StoreDamagedError(f"{name}: expected {layout.size} bytes of head, got {len(body)}")
+        head = cls(*layout.unpack(body))
+        if layout is cls._FORMAT_1:
+            head.first_value = head.first_page
+        return head
 
 
 @dataclass(frozen=True)
@@ -92,14 +107,14 @@ class Tombstone:
         return 0 < log_ms < self.log_ms
 
 
-def seal(body: bytes) -> bytes:
+def seal(body: bytes, version: int = VERSION) -> bytes:
     """Put the version in front and the checksum behind."""
-    value = _VERSION + body
+    value = bytes([version]) + body
     return value + xxhash.xxh3_64_digest(value)
 
 
-def unseal(value: bytes, name: str) -> bytes:
-    """Check and remove version and checksum.
+def unseal(value: bytes, name: str, newest: int = VERSION) -> bytes:
+    """Check and remove version (`newest` or older) and checksum.
 
     Raises UnsupportedFormatError for a newer version, StoreDamagedError for a wrong checksum; `name` says whose.
     """
@@ -108,8 +123,8 @@ def unseal(value: bytes, name: str) -> bytes:
     body, checksum = value[:-CHECKSUM_BYTES], value[-CHECKSUM_BYTES:]
     if xxhash.xxh3_64_digest(body) != checksum:
         raise StoreDamagedError(f"{name}: checksum mismatch; restore the store from a copy or rebuild it from the log")
-    if body[0] != VERSION:
-        raise UnsupportedFormatError(f"{name}: format version {body[0]}, this program knows {VERSION}; update it")
+    if not VERSION <= body[0] <= newest:
+        raise UnsupportedFormatError(f"{name}: format version {body[0]}, this program knows {newest}; update it")
     return body[1:]
 
 
@@ -118,21 +133,14 @@ def pack_records(records: Records) -> bytes:
     return seal(b"".join(records[column].tobytes() for column in RECORD_COLUMNS))
 
 
-def _columns(value: bytes, name: str) -> Columns:
-    body = unseal(value, name)
-    count, rest = divmod(len(body), RECORD.itemsize)
-    if rest:
-        raise StoreDamagedError(f"{name}: {len(body)} bytes are no multiple of {RECORD.itemsize}")
-    return (
-        np.frombuffer(body, RECORD["key"], count),
-        np.frombuffer(body, RECORD["ts"], count, 8 * count),
-        np.frombuffer(body, RECORD["action"], count, 12 * count),
-    )
+def records_in(value: bytes) -> int:
+    """How many records a value of that size holds; nothing of it is checked."""
+    return (len(value) - 1 - CHECKSUM_BYTES) // RECORD.itemsize
 
 
 def unpack_records(value: bytes, name: str) -> Records:
     """Read a page of records. Raises StoreDamagedError or UnsupportedFormatError."""
-    columns = _columns(value, name)
+    columns = unpack_pages([value], name)
     records = np.empty(len(columns[0]), RECORD)
     for column, values in zip(RECORD_COLUMNS, columns, strict=True):
         records[column] = values
@@ -153,23 +161,42 @@ def _little(column: array[int]) -> array[int]:
     return column
 
 
+def _slices(values: Sequence[bytes], name: str) -> tuple[list[memoryview], list[memoryview], list[memoryview]]:
+    """The bytes of keys, of times and of actions of each value: cheaper than arrays of them, and copied when joined."""
+    keys: list[memoryview] = []
+    times: list[memoryview] = []
+    actions: list[memoryview] = []
+    digest = xxhash.xxh3_64_digest
+    for value in values:
+        view, end = memoryview(value), len(value) - CHECKSUM_BYTES
+        if end < 1 or view[0] != VERSION or digest(view[:end]) != value[end:]:
+            unseal(value, name)
+        count, rest = divmod(end - 1, RECORD.itemsize)
+        if rest:
+            raise StoreDamagedError(f"{name}: {end - 1} bytes are no multiple of {RECORD.itemsize}")
+        after_keys, after_times = 1 + 8 * count, 1 + 12 * count
+        keys.append(view[1:after_keys])
+        times.append(view[after_keys:after_times])
+        actions.append(view[after_times:end])
+    return keys, times, actions
+
+
 def unpack_pages(values: Sequence[bytes], name: str) -> Columns:
-    """Keys, times and actions of pages, one behind the other, each (n,): many full pages at the price of one.
+    """Keys, times and actions of pages, one behind the other, each (n,).
 
     Raises StoreDamagedError or UnsupportedFormatError.
     """
-    size, digest = _FULL_PAGE.itemsize, xxhash.xxh3_64_digest
-    if len(values) == 1 or {len(value) for value in values[:-1]} != {size}:
-        parts = [_columns(value, name) for value in values]
-    else:
-        for value in values[:-1]:
-            if value[0] != VERSION or digest(value[:-CHECKSUM_BYTES]) != value[-CHECKSUM_BYTES:]:
-                unseal(value, name)
-        pages = np.frombuffer(b"".join(values[:-1]), _FULL_PAGE)
-        full = (pages["key"].reshape(-1), pages["ts"].reshape(-1), pages["action"].reshape(-1))
-        parts = [full, _columns(values[-1], name)]
-    keys, times, actions = zip(*parts, strict=True)
-    return np.concatenate(keys), np.concatenate(times), np.concatenate(actions)
+    keys, times, actions = _slices(values, name)
+    return (
+        np.frombuffer(_EMPTY.join(keys), _KEY),
+        np.frombuffer(_EMPTY.join(times), _TS),
+        np.frombuffer(_EMPTY.join(actions), _ACTION),
+    )
+
+
+def merge_pages(values: Sequence[bytes], name: str) -> bytes:
+    """Pages, one behind the other, as one value. Raises StoreDamagedError or UnsupportedFormatError."""
+    return seal(b"".join([part for column in _slices(values, name) for part in column]))
 
 
 def pack_hashes(hashes: Sequence[int]) -> bytes:

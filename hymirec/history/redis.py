@@ -25,9 +25,11 @@ from hymirec.history.pages import (
     Bounds,
     Changes,
     empty_history,
+    every_page,
+    found_pages,
     head_key,
     history_of,
-    page_keys,
+    record_keys,
     tombstone_key,
 )
 from hymirec.history.positions import check_expected, check_topic, pack_position, unpack_position
@@ -207,10 +209,12 @@ class RedisStore(RedisKeys):
                 value = self._redis.get(name)
                 if value is None:
                     return empty_history()
-                keys = [tag + key for key in page_keys(user_id, Head.unpack(value, f"head of user {user_id!r}"))]
-                now, pages = self._redis.pipeline(transaction=True).get(name).mget(keys).execute()
+                head = Head.unpack(value, f"head of user {user_id!r}")
+                keys = [tag + key for key in record_keys(user_id, every_page(head))]
+                now, values = self._redis.pipeline(transaction=True).get(name).mget(keys).execute()
                 if now == value:
-                    return history_of(user_id, pages, self._bounds, limit)
+                    pages = found_pages(user_id, values, head.records)
+                    return history_of(user_id, head, pages, self._bounds, limit)
         raise StoreUnavailableError(f"the history of user {user_id!r} changed {ATTEMPTS} times while it was read")
 
 

@@ -15,7 +15,7 @@ from redis.retry import Retry
 
 from hymirec.config import HistoryConfig
 from hymirec.errors import StoreDamagedError, StoreUnavailableError
-from hymirec.history.pages import head_key, page_keys, pages_prefix, tombstone_key, user_of
+from hymirec.history.pages import every_page, hash_keys, head_key, pages_prefix, record_keys, tombstone_key, user_of
 from hymirec.history.record import Head
 
 TIMEOUT_SECONDS = 5.0
@@ -99,7 +99,7 @@ class RedisKeys:
             if head is not None:
                 try:
                     at = Head.unpack(head, f"head of user {user_id!r}")
-                    keys += [*page_keys(user_id, at), *page_keys(user_id, at, b"d")]
+                    keys += [*record_keys(user_id, every_page(at)), *hash_keys(user_id, at)]
                 except StoreDamagedError:
                     for kind in (b"h", b"d"):
                         keys += [key for _, key in self._keys(pages_prefix(kind, user_id), b"%d" % shard)]
