@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from hymirec.errors import ConfigError
 from serve_apps import exporters
 from serve_apps.app import build
 from serve_apps.exporters import Discreet, provider, span_processors
-from serve_apps.tracing import EXPORTER, RATIO, start_tracing, traced_replicas
+from serve_apps.tracing import EXPORTER, RATIO, start_tracing, trace_proxies, traced_replicas
 
 ARGS: dict[str, Any] = {"bundle": "b", "history": {"path": "h"}, "stream": {"path": "l"}}
 
@@ -62,6 +64,18 @@ def test_the_variables_are_those_that_this_ray_reads_and_name_a_function_that_it
     assert tracing_utils._load_span_processors(EXPORTER[1], "unused.json") == span_processors()
 
 
+def test_a_ray_that_is_started_here_traces_its_proxies_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {EXPORTER[0]: "another:exporter", RATIO: "0.5"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    trace_proxies()
+    assert {name: os.environ[name] for name in told} == told
+    for name in told:
+        monkeypatch.delenv(name)
+    trace_proxies()
+    assert {name: os.environ[name] for name in told} == dict([EXPORTER, (RATIO, "1")])
+
+
 def test_spans_of_ours_and_of_ray_go_through_the_same_processors(variables: pytest.MonkeyPatch) -> None:
     variables.setenv("OTEL_TRACES_EXPORTER", "console, none")
     (processor,) = span_processors()
@@ -82,7 +96,7 @@ def test_an_exporter_that_is_not_installed_is_named_with_what_to_install(variabl
 def test_without_the_sdk_a_traced_application_is_refused_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "opentelemetry.sdk.trace", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(ConfigError, match=r"pip install 'hymirec\[tracing\]'"):
         traced_replicas(ServiceConfig(**ARGS, tracing=True))
 
