@@ -16,8 +16,8 @@ from hymirec.history.pages import Changes
 from hymirec.history.rocksdb_logs import check_logs
 
 DICTIONARY_BYTES, BLOCK_BYTES, CACHE_BYTES = 64 << 10, 16 << 10, 64 << 20
-# So many values are found as soon one by one as together, fewer sooner.
-FEW = 32
+# Up to so many values are found sooner one by one than together.
+FEW = 6
 # What opening needs beside the contents of the logs: manifest, options, a new log.
 ROOM_BYTES = 256 << 10
 # RocksDB's own defaults: window bits, level, strategy.
