@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -32,7 +32,7 @@ from hymirec.bundle import Bundle
 from hymirec.catalog.keys import item_keys
 from hymirec.catalog.schemas import MAX_TS
 from hymirec.errors import BundleMismatchError, RequestError
-from hymirec.retrieval import Bonus, Hits
+from hymirec.retrieval import Bonus, Hits, for_batches
 from hymirec.telemetry import COARSE_CACHE, INTEREST_OVERLAP, STAGE_SECONDS, Observe, timed, unobserved
 
 HistoryItem = ItemId | tuple[ItemId, int] | list[Any]
@@ -81,6 +81,13 @@ class HyMiRec:
     def from_pretrained(cls, path: str | Path, device: str = "cpu") -> HyMiRec:
         """Open a bundle; every file is verified first. Raises ArtifactMissingError or ArtifactDamagedError."""
         return cls(Bundle.open(path, device))
+
+    @classmethod
+    def for_batches(cls, path: str | Path, device: str = "cpu") -> HyMiRec:
+        """The same for many users at a time: whatever kind the index is, lists are exact; on a CPU it takes a byte a
+        component of the item vectors more."""
+        bundle = Bundle.open(path, device)
+        return cls(replace(bundle, index=for_batches(bundle.index)))
 
     @property
     def bundle_id(self) -> str:

@@ -2,6 +2,7 @@
 
 from hymirec.retrieval.choice import IndexReport, check_index, choose_index, grow_index
 from hymirec.retrieval.device import on_device
+from hymirec.retrieval.exhaustive import for_batches
 from hymirec.retrieval.index import Bonus, Hits, ItemIndex
 from hymirec.retrieval.kinds import kind_for
 
@@ -12,6 +13,7 @@ __all__ = [
     "ItemIndex",
     "check_index",
     "choose_index",
+    "for_batches",
     "grow_index",
     "kind_for",
     "on_device",

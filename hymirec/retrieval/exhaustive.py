@@ -1,0 +1,156 @@
+"""Search of many users at once by all products: exact whatever kind the index is; for batch work on a CPU.
+
+A sixteenth of the items gives each user a guess of what the K-th best score is not below; then all items are searched
+with it. Where the guess was too high, which fewer than K results show, the user is searched for again without one.
+
+B users  S interests  W width  N items  K results in total
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hymirec.errors import ModelError, RequestError
+from hymirec.retrieval import tiles
+from hymirec.retrieval.device import DeviceFlat
+from hymirec.retrieval.index import Bonus, Hits, ItemIndex
+from hymirec.retrieval.kinds import Floats, Searcher
+from hymirec.retrieval.panels import Panels, pack_items, pack_queries
+from hymirec.retrieval.sweep import MOST_INTERESTS, MOST_ITEMS, SAMPLE, USER, Asked, best_keys, decode
+
+# Users that meet an item at once: their interests stay in a core's second cache.
+BLOCK = 128
+# The guess is the score of the item of this place in the sample: the expected one and so many standard deviations.
+DEVIATIONS = 4
+# Beyond, rounding alone would take a noticeable part of what 16 bits hold.
+MOST_WIDTH = 4096
+# What fp32 loses of a sum, relative to its largest term, for each component and a few other operations.
+ROUNDING, OPERATIONS = 2.0**-23, 16
+NO_ITEMS = np.empty(0, np.int64)
+
+
+class ExhaustiveIndex(ItemIndex):
+    """The vectors of a searcher, with a copy of a byte a component. Raises ModelError for NaN or infinity."""
+
+    def __init__(self, searcher: Searcher) -> None:
+        super().__init__(searcher)
+        vectors_NW = searcher.vectors
+        if not np.isfinite(vectors_NW).all():
+            raise ModelError("an item vector holds NaN or infinity, so items have no order; write the bundle again")
+        self._panels: Panels = pack_items(vectors_NW)
+
+    def search(
+        self,
+        interests_BSW: Floats,
+        k: int,
+        exclude: Sequence[NDArray[np.integer]] | None = None,
+        bonus: Sequence[Bonus] | None = None,
+    ) -> list[Hits]:
+        """See `ItemIndex.search`; exact, on the thread that calls. Users that share a bonus are searched for together.
+
+        Raises RequestError for k < 1 or more than 32 interests, ModelError for interests with NaN or infinity.
+        """
+        if k < 1:
+            raise RequestError(f"k must be at least 1, got {k}")
+        users, interests, _ = interests_BSW.shape
+        if interests > MOST_INTERESTS:
+            raise RequestError(f"a user has at most {MOST_INTERESTS} interests, got {interests}")
+        if not np.isfinite(interests_BSW).all():
+            raise ModelError("an interest holds NaN or infinity, so items have no order; train with a lower rate")
+        wanted, hits = min(k, len(self)), [Hits(NO_ITEMS, np.empty(0, np.float32), NO_ITEMS)] * users
+        if not users or not wanted or not interests:
+            return hits
+        excluded = [NO_ITEMS] * users if exclude is None else [np.unique(row).astype(np.int64) for row in exclude]
+        for rows, own in _same_bonus(users, bonus):
+            self._fill(hits, rows, interests_BSW, wanted, excluded, own, self._sampled(wanted))
+        return hits
+
+    def _sampled(self, k: int) -> int:
+        """The place in the sample whose score is the guess; 0 for no guess where the sample is too small for one."""
+        share = k / SAMPLE
+        place = math.ceil(share + DEVIATIONS * math.sqrt(share))
+        return place if 2 * SAMPLE * place <= len(self) else 0
+
+    def _fill(
+        self,
+        hits: list[Hits],
+        rows: list[int],
+        interests_BSW: Floats,
+        k: int,
+        excluded: list[NDArray[np.int64]],
+        bonus: Bonus | None,
+        sampled: int,
+    ) -> None:
+        """Search for some users; those who got fewer than K by a guess are searched for again without."""
+        found = self._best(interests_BSW[rows], k, [excluded[row] for row in rows], bonus, sampled)
+        for row, own in zip(rows, found, strict=True):
+            hits[row] = own
+        if sampled and (missed := [row for row, own in zip(rows, found, strict=True) if len(own) < k]):
+            self._fill(hits, missed, interests_BSW, k, excluded, bonus, 0)
+
+    def _best(
+        self, interests_BSW: Floats, k: int, excluded: list[NDArray[np.int64]], bonus: Bonus | None, sampled: int
+    ) -> list[Hits]:
+        users, interests, width = interests_BSW.shape
+        group = tiles.QUERIES // math.gcd(tiles.QUERIES, interests)
+        filled = -(-users // group) * group
+        queries_BSW = np.zeros((filled, interests, width), np.float32)
+        queries_BSW[:users] = interests_BSW
+        packed = pack_queries(queries_BSW.reshape(-1, width))
+        left_out = [*excluded, *[NO_ITEMS] * (filled - users)]
+        ends = np.cumsum([0, *(len(row) for row in left_out)])
+        own_B = np.zeros(filled, USER)
+        own_B["norm"] = packed.norm_Q.reshape(filled, interests).max(axis=1)
+        own_B["error"] = packed.error_Q.reshape(filled, interests).max(axis=1)
+        own_B["start"], own_B["at"], own_B["end"] = ends[:-1], ends[:-1], ends[1:]
+        # What fills the last group up gets nothing.
+        own_B["least"] = np.where(np.arange(filled) < users, -np.inf, np.inf)
+        bonus_N, bonus_codes = self._bonuses(bonus, packed.scale)
+        rounding, most_bonus = (width + OPERATIONS) * ROUNDING, float(bonus_N.max(initial=0))
+        own = Asked(queries_BSW, packed, own_B, bonus_N, bonus_codes, np.concatenate(left_out), rounding, most_bonus)
+        block = max(1, BLOCK // group) * group
+        keys_BK = best_keys(self._panels, self.searcher.vectors, own, k, sampled, group, block)[:users]
+        keys_BK.sort(axis=1)
+        best = decode(keys_BK)
+        return [
+            Hits(best.item_BK[row, :count], best.score_BK[row, :count], best.interest_BK[row, :count])
+            for row, count in enumerate(best.count_B.tolist())
+        ]
+
+    def _bonuses(self, bonus: Bonus | None, query_scale: float) -> tuple[Floats, NDArray[np.int16]]:
+        """The bonus of every item, and the same in codes, rounded down; see `Asked`."""
+        if bonus is None or not len(bonus.items):
+            return np.empty(0, np.float32), np.zeros((1, tiles.STRIPE), np.int16)
+        values = np.zeros(len(self._panels.codes) * tiles.STRIPE, np.float32)
+        values[bonus.items] = bonus.values
+        codes = np.floor(values.reshape(-1, tiles.STRIPE) / (self._panels.scale_P[:, None] * query_scale))
+        return values, np.minimum(codes, 2**15 - 1).astype(np.int16)
+
+
+def for_batches(index: ItemIndex) -> ItemIndex:
+    """The same items, searched exactly, for many users at a time.
+
+    An index on a device stays what it is. On a processor without AVX2, with more than 2^27 items or more than 4,096
+    dimensions, torch takes all products.
+    """
+    if isinstance(index.searcher, DeviceFlat):
+        return index
+    if tiles.available() and len(index) <= MOST_ITEMS and index.width <= MOST_WIDTH:
+        return ExhaustiveIndex(index.searcher)
+    return ItemIndex(DeviceFlat(index.searcher, "cpu"))
+
+
+def _same_bonus(users: int, bonus: Sequence[Bonus] | None) -> Iterator[tuple[list[int], Bonus | None]]:
+    """Users that share a bonus, and it."""
+    if bonus is None:
+        yield list(range(users)), None
+        return
+    shared: dict[int, list[int]] = {}
+    for row, own in enumerate(bonus):
+        shared.setdefault(id(own), []).append(row)
+    for rows in shared.values():
+        yield rows, bonus[rows[0]]
