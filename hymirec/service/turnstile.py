@@ -4,8 +4,8 @@ The door (`hymirec.service.guard`) is inside the ingress, and the call to that r
 does: at many times the capacity the ingress then does nothing else, and refusals come late. The turnstile stands in
 the proxy and knows nothing of limits or tokens. It watches which answers pass it: when the door turns a request away
 (503 with Retry-After), as many as are inside at that time are as many as it holds from then on; who comes beyond them
-gets a copy of that refusal. Each answer that is no refusal lets a little more in, so that a door that opens is noticed,
-and once the crowd is gone it holds nobody.
+gets a copy of that refusal. Each other answer (but a 429, which says nothing of room) lets a little more in, so that a
+door that opens is noticed, and once the crowd is gone it holds nobody.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Turnstile:
             self._refusal = answer.headers, answer.body
             room = max(1.0, float(self.inside))
             self._bound = room if self._bound is None else min(self._bound, room)
-        elif self._bound is not None:
+        elif self._bound is not None and answer.status != 429:
             self._bound = None if 2 * self.inside < self._bound else self._bound + RISE
 
     async def _turn_away(self, scope: Scope, send: Send) -> None:
@@ -86,6 +86,7 @@ class _Answer:
     def __init__(self, send: Send) -> None:
         self._send = send
         self._refused = self._whole = False
+        self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.body = b""
 
@@ -96,8 +97,9 @@ class _Answer:
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            self.status = message["status"]
             headers = [(bytes(name).lower(), bytes(value)) for name, value in message.get("headers", ())]
-            self._refused = message["status"] == 503 and any(name == b"retry-after" for name, _ in headers)
+            self._refused = self.status == 503 and any(name == b"retry-after" for name, _ in headers)
             self.headers = [(name, value) for name, value in headers if name not in (HEADER, b"date")]
         elif self._refused and message["type"] == "http.response.body":
             self.body += message.get("body", b"")

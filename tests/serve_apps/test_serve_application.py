@@ -99,10 +99,14 @@ def test_a_crowd_is_turned_away_in_the_proxy(application: Application) -> None:
     port = ray.nodes()[0]["MetricsExportPort"]
 
     async def come() -> list[httpx.Response]:
+        """Everybody at once; who is turned away comes again at once."""
         limits = httpx.Limits(max_connections=crowd)
         async with httpx.AsyncClient(base_url=application.url, limits=limits, timeout=60) as http:
-            body = {"user_id": "ada", "k": 5}
-            return await asyncio.gather(*(http.post("/v1/recommend", json=body) for _ in range(crowd)))
+
+            async def one() -> list[httpx.Response]:
+                return [await http.post("/v1/recommend", json={"user_id": "ada", "k": 5}) for _ in range(3)]
+
+            return [reply for own in await asyncio.gather(*(one() for _ in range(crowd))) for reply in own]
 
     def turned_away() -> bool:
         replies = asyncio.run(come())
