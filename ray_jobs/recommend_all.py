@@ -35,7 +35,7 @@ class RecommendWorker:
 
     def __init__(self, bundle: str, target: str, options: BatchOptions, threads: int, use_gpu: bool) -> None:
         torch.set_num_threads(threads)
-        self._model = HyMiRec.from_pretrained(bundle, "cuda" if use_gpu else "cpu")
+        self._model = HyMiRec.for_batches(bundle, "cuda" if use_gpu else "cpu")
         self._target, self._options = Path(target), options
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

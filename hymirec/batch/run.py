@@ -98,7 +98,7 @@ def recommend_all(batch: Batch) -> Manifest:
     done = batch.step.done()
     if done is not None:
         return done
-    options, model = batch.cut(), HyMiRec.from_pretrained(batch.bundle)
+    options, model = batch.cut(), HyMiRec.for_batches(batch.bundle)
     for part in pending_parts(batch.requests_dir, batch.out, answered):
         recommend_part(model, part, batch.out / part.name, options)
     return batch.commit()
