@@ -279,6 +279,25 @@ class TrendConfig(Config):
         return self
 
 
+class NeighboursConfig(Config):
+    """What stood beside a history's last items in training, as a bonus on scores; chosen like the trend, after it."""
+
+    weights: tuple[float, ...] = Field(
+        (0.01, 0.02, 0.04, 0.08, 0.12, 0.16, 0.24),
+        description="weights that are tried beside 0, in units of cosine; none: no bonus, no table in the bundle",
+    )
+    keep: tuple[float, ...] = Field(
+        (0.5, 0.8, 0.95), min_length=1, description="share of its weight that an event keeps with each later one"
+    )
+    most: int = Field(50, ge=1, description="neighbours kept an item, 6 bytes each")
+
+    @model_validator(mode="after")
+    def _in_range(self) -> NeighboursConfig:
+        if any(weight <= 0 for weight in self.weights) or any(not 0 < keep <= 1 for keep in self.keep):
+            raise ValueError("neighbours.weights must be above 0 (weights=[] is no bonus), neighbours.keep in (0, 1]")
+        return self
+
+
 class RecommenderConfig(Config):
     """Stage 2: the hybrid recommender."""
 
@@ -287,6 +306,7 @@ class RecommenderConfig(Config):
     llm: LLMConfig = LLMConfig()
     dmil: DMILConfig = DMILConfig()
     trend: TrendConfig = TrendConfig()
+    neighbours: NeighboursConfig = NeighboursConfig()
     negatives: int = Field(0, ge=0, description="sampled negatives a step, shared by the batch; 0 is the full softmax")
     mask_false_negatives: float = Field(0.99, gt=0, le=1, description="negatives nearer to the target are masked")
     scale: float = Field(14.2857, gt=0, le=100, description="start of the learnable scale (1/temperature), cap 100")

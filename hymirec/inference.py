@@ -187,7 +187,9 @@ class HyMiRec:
         for overlap in mean_cosines(interests).tolist():
             self.meter(INTEREST_OVERLAP, overlap)
         most = max((queries[row].k for row in rows), default=1)
-        hits = dict(zip(rows, self._search(interests, most, [excluded[row] for row in rows], times), strict=True))
+        bonus = self._bonus([found[row].recent for row in rows], times)
+        ranked = self._search(interests, most, [excluded[row] for row in rows], bonus)
+        hits = dict(zip(rows, ranked, strict=True))
         return [
             self._answer(hits[row], query.k, known, usable[row])
             if row in hits
@@ -329,18 +331,29 @@ class HyMiRec:
                 numbers: NDArray[np.float32] = found.float().cpu().numpy()
         return numbers
 
-    def _search(self, interests_BSW: NDArray[np.float32], k: int, excluded: list[Ints], now: list[int]) -> list[Hits]:
-        """The best items by interests and by what is popular at each request's time."""
-        counts, index = self._trend, self.bundle.index
-        k = min(k, self.bundle.catalog.size)
+    def _bonus(self, recent: list[Ints], now: list[int]) -> list[Bonus] | None:
+        """What is added to each request's scores: what is popular at its time, what stood beside its last items."""
+        counts, neighbours = self._trend, self.bundle.model.neighbours
+        if not recent or (counts is None and not neighbours.weight):
+            return None
+        found = [Bonus(NONE, np.empty(0, np.float32))] * len(recent)
+        if counts is not None:
+            hot = {at: counts.before(at) for at in set(now)}
+            values = {at: Bonus(items, self.bundle.model.trend.bonus(count)) for at, (items, count) in hot.items()}
+            found = [values[at] for at in now]
+        if neighbours.weight:
+            table = neighbours.bonus(recent)
+            rows = zip(table.indptr[:-1], table.indptr[1:], strict=True)
+            beside = [Bonus(table.indices[a:b].astype(np.int64), table.data[a:b]) for a, b in rows]
+            found = [one + other for one, other in zip(found, beside, strict=True)]
+        return found
+
+    def _search(
+        self, interests_BSW: NDArray[np.float32], k: int, excluded: list[Ints], bonus: list[Bonus] | None
+    ) -> list[Hits]:
+        """The best items by interests and bonuses."""
         with timed(self.meter, STAGE_SECONDS, stage="index"):
-            if counts is None:
-                return index.search(interests_BSW, k, excluded)
-            bonuses = {}
-            for at in set(now):
-                items, found = counts.before(at)
-                bonuses[at] = Bonus(items, self.bundle.model.trend.bonus(found))
-            return index.search(interests_BSW, k, excluded, [bonuses[at] for at in now])
+            return self.bundle.index.search(interests_BSW, min(k, self.bundle.catalog.size), excluded, bonus)
 
     def _padded(self, rows: Sequence[tuple[Ints, Ints]]) -> tuple[Tensor, Tensor, Tensor]:
         """Items, times and mask, all (B, longest), padded on the right."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_run import ITEMS, RECENT, build_tiny_run, tiny_config, trending
+from tiny_run import ITEMS, RECENT, build_tiny_run, neighboured, tiny_config, trending
 
 from hymirec import HyMiRec
 from hymirec.answers import Query
@@ -268,6 +268,31 @@ def test_what_is_popular_now_counts(run_dir: Path, tmp_path: Path) -> None:
     many = trending.recommend_many([history, history], k=5, now=[end, end + 365 * DAY])
     assert many[0].items == trending.recommend(history, k=5, now=end).items
     assert many[1].items == model.recommend(history, k=5, now=end + 365 * DAY).items
+
+
+def test_neighbours_of_the_last_items_count(run_dir: Path, tmp_path: Path) -> None:
+    """Scores are the model's and the bonus of the items that the LLM reads, beside a trend or alone."""
+    sequences = Sequences.open(run_dir / "data")
+    end = int(sequences.ts.max()) + 1
+    for trend in (Trend(), Trend(0.3, 2.0)):
+        place = tmp_path / f"{trend.weight}"
+        plain = with_trend(run_dir, place, trend)
+        own = HyMiRec.from_pretrained(neighboured(place / "bundle", run_dir, place / "neighboured", 0.2, 0.7))
+        table = own.bundle.model.neighbours
+        long = [(own.bundle.catalog.item_id(i), end - 100 + i) for i in range(RECENT + 5)]
+        for history in (long, long[-3:]):
+            before = {item.item_id: item.score for item in plain.recommend(history, k=ITEMS, now=end).items}
+            recent = [own.bundle.catalog.index_of(item) for item, _ in history[-RECENT:]]
+            bonus = table.bonus([np.array(recent)]).toarray()[0]
+            assert bonus.max() > 0.2
+            found = own.recommend(history, k=ITEMS, now=end)
+            assert len(found.items) == ITEMS - len(history)
+            for item in found.items:
+                index = own.bundle.catalog.index_of(item.item_id)
+                assert item.score == pytest.approx(before[item.item_id] + bonus[index], abs=1e-5)
+            assert ids(found) != list(before)
+        many = own.recommend_many([long, long[-3:]], k=5, now=end)
+        assert many[0].items == own.recommend(long, k=5, now=end).items
 
 
 def test_events_are_observed(run_dir: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from hymirec.encoder import ContentEncoder
 from hymirec.encoder.encode import encode_part
 from hymirec.encoder.task import Stage1Task
 from hymirec.evaluation.evaluate import evaluate_run
+from hymirec.recommender.neighbours import Neighbours, save_neighbours, similarity
 from hymirec.recommender.task import HybridTask
 from hymirec.recommender.trend import Trend, save_trend
 from hymirec.training import LocalReporter, TrainTask, fit
@@ -102,9 +103,19 @@ def build_run(config: PipelineConfig, directory: Path) -> Path:
 
 
 def trending(run_dir: Path, target: Path, trend: Trend) -> Path:
-    """The run's bundle, copied to `target`, with another trend."""
+    """The run's bundle, copied to `target`, with another trend and no bonus for neighbours."""
     shutil.copytree(run_dir / "bundle", target)
+    save_neighbours(target / "recommender", {}, Neighbours())
     save_trend(target / "recommender", {}, trend, Sequences.open(run_dir / "data"), ITEMS)
+    write_manifest(target, "bundle")
+    return target
+
+
+def neighboured(bundle: Path, run_dir: Path, target: Path, weight: float, keep: float) -> Path:
+    """A bundle of the run, copied to `target`, with a bonus for neighbours."""
+    shutil.copytree(bundle, target)
+    found = Neighbours(weight, keep, similarity(Sequences.open(run_dir / "data"), ITEMS, 50))
+    save_neighbours(target / "recommender", {}, found)
     write_manifest(target, "bundle")
     return target
 

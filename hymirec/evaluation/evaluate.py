@@ -59,8 +59,12 @@ def evaluate_model(
         targets, masked = split_targets(sequences, chosen, split, config.mask_history)
         tally.add(chosen, targets, ranker.rank(chosen, split, interests, targets, masked, config.list_k))
         cosine += float(overlap(interests)) * len(chosen)
-    trend = {"trend.weight": model.trend.weight, "trend.half_life": model.trend.half_life}
-    return replace(tally.result(name, cosine / len(users)), settings=trend if model.trend.weight else {})
+    added: dict[str, float | int] = {}
+    if model.trend.weight:
+        added |= {"trend.weight": model.trend.weight, "trend.half_life": model.trend.half_life}
+    if model.neighbours.weight:
+        added |= {"neighbours.weight": model.neighbours.weight, "neighbours.keep": model.neighbours.keep}
+    return replace(tally.result(name, cosine / len(users)), settings=added)
 
 
 def evaluate_baseline(

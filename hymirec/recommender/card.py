@@ -20,7 +20,8 @@ def model_card(model: HybridModel, items: int, users: int) -> str:
         f"Trained on the training events of {users:,} users and {items:,} items: next item after every prefix, the "
         f"next item by the best interest, and DMIL (window {s.dmil.window}, decay {s.dmil.decay:g}, matching "
         f"`{s.dmil.matching}`) at {s.dmil.anchors} anchors a sequence.\n\n"
-        "An item's score is its largest cosine over the interests, and what is popular now (`trend.json`).\n\n"
+        "An item's score is its largest cosine over the interests, what is popular now (`trend.json`), and what stood "
+        "beside the history's last items (`neighbours.json`).\n\n"
         "    from hymirec.recommender import HybridModel\n"
         '    model = HybridModel.open(DIRECTORY, ItemCodes.open(RUN / "codes"))\n'
     )

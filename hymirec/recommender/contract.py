@@ -12,6 +12,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from hymirec.config import RecommenderConfig
+from hymirec.recommender.neighbours import Neighbours
 from hymirec.recommender.trend import Trend
 
 
@@ -38,11 +39,13 @@ class Reach:
 class Recommender(Protocol):
     """A module that answers requests with interests.
 
-    An item's score is its largest product with one of them, and the bonus that `trend` gives to what is popular now.
+    An item's score is its largest product with one of them, the bonus that `trend` gives to what is popular now, and
+    the one that `neighbours` gives to what stood beside the history's last items.
     """
 
     reach: Reach
     trend: Trend
+    neighbours: Neighbours
 
     def item_vectors(self) -> Tensor:
         """Unit vectors (N, W) of all items."""

@@ -17,6 +17,7 @@ from hymirec.codebook.quantizer import ItemQuantizer, ItemTable
 from hymirec.errors import ModelError
 from hymirec.recommender.hybrid import HybridModel
 from hymirec.recommender.items import ItemEmbedder
+from hymirec.recommender.neighbours import extend_neighbours
 from hymirec.recommender.trend import extend_trend
 
 RAW = "none"
@@ -32,7 +33,8 @@ def extend_recommender(
 ) -> NDArray[np.float32]:
     """Write the recommender of `source` with M more items to `target`; returns their vectors (M, W).
 
-    `old` and `new` are the items' codes, `content_MD` the embeddings of the new ones. Trend counts of new items are 0.
+    `old` and `new` are the items' codes, `content_MD` the embeddings of the new ones.
+    Trend counts of new items are 0, and they have no neighbours.
     Raises ModelError when the recommender does not read texts.
     """
     model = HybridModel.open(source, old)
@@ -50,6 +52,7 @@ def extend_recommender(
     model.save_pretrained(target)
     model.save_serving(target)
     extend_trend(source, target, len(vectors_MW))
+    extend_neighbours(source, target, len(vectors_MW))
     found: NDArray[np.float32] = vectors_MW.float().numpy()
     return found
 

@@ -38,6 +38,7 @@ from hymirec.recommender.light import LightTower
 from hymirec.recommender.llm import drop_outputs, empty_llm, start_blocks
 from hymirec.recommender.losses import Candidates, Twins
 from hymirec.recommender.masks import TimeBias, additive, pack
+from hymirec.recommender.neighbours import Neighbours, open_neighbours
 from hymirec.recommender.objective import Objective, objective_losses
 from hymirec.recommender.recency import RecencyKernels
 from hymirec.recommender.ticks import BUCKETS, NO_AGE, age_buckets
@@ -80,6 +81,8 @@ class HybridModel(PreTrainedModel):
     # What is popular now, chosen after training; counts are there where it is served from.
     trend: Trend
     trend_counts: TrendCounts | None
+    # What stood beside a history's last items, chosen after that.
+    neighbours: Neighbours
 
     def __init__(self, config: HybridConfig) -> None:
         super().__init__(config)
@@ -87,6 +90,7 @@ class HybridModel(PreTrainedModel):
         self.settings = settings
         self.reach = Reach.of(settings)
         self.trend, self.trend_counts = Trend(), None
+        self.neighbours = Neighbours()
         item, light, dmil = settings.item, settings.light, settings.dmil
         self.llm = empty_llm(config.llm, settings.llm.gradient_checkpointing)
         if settings.llm.preset == "tiny":
@@ -205,7 +209,7 @@ class HybridModel(PreTrainedModel):
 
     @classmethod
     def open(cls, directory: Path, codes: ItemTable) -> HybridModel:
-        """A model ready to serve and to evaluate, in eval mode: weights, item vectors, codebook, codes, trend.
+        """A model ready to serve and to evaluate, in eval mode: weights, item vectors, codebook, codes, bonuses.
 
         Raises ArtifactMissingError when a file is not there, ArtifactDamagedError when one is not what it should be.
         """
@@ -227,6 +231,7 @@ class HybridModel(PreTrainedModel):
         if model.light is not None:
             model.attach_codes(codes, tensors["projected_codebook"], projected=True)
         model.trend, model.trend_counts = open_trend(directory)
+        model.neighbours = open_neighbours(directory)
         model.eval()
         return model
 

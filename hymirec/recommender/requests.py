@@ -62,14 +62,43 @@ def request_times(sequences: Sequences, users: NDArray[np.int64], split: Split) 
     return times
 
 
+def recent_items(
+    model: Recommender, sequences: Sequences, users: NDArray[np.int64], split: Split
+) -> list[NDArray[np.int32]]:
+    """The newest items of each user's history that the model reads one by one, oldest first."""
+    return [sequences.history(int(user), split)[0][-model.reach.recent :] for user in users]
+
+
+class RequestBonus:
+    """What a model adds to its scores at the time of each request of a split."""
+
+    def __init__(self, model: Recommender, sequences: Sequences, size: int) -> None:
+        self._model, self._sequences = model, sequences
+        self._past = PastEvents.of(sequences, size) if model.trend.weight else None
+
+    def of(self, users: NDArray[np.int64], split: Split) -> NDArray[np.float32] | None:
+        """(B, N) for the requests of users (B,); None where the model adds nothing."""
+        trend, neighbours = self._model.trend, self._model.neighbours
+        found: NDArray[np.float32] | None = None
+        if self._past is not None:
+            now = request_times(self._sequences, users, split)
+            found = trend.bonus(self._past.before(now, trend.half_life))
+        if neighbours.weight:
+            beside: NDArray[np.float32] = neighbours.bonus(
+                recent_items(self._model, self._sequences, users, split)
+            ).toarray()
+            found = beside if found is None else found + beside
+        return found
+
+
 class RequestRanker:
     """Ranks the catalogue for the requests of a split as the model would have at the time of each."""
 
     def __init__(self, model: Recommender, sequences: Sequences) -> None:
         with torch.no_grad():
             self.vectors_NW = model.item_vectors().float()
-        self._sequences, self._trend = sequences, model.trend
-        self._past = PastEvents.of(sequences, len(self.vectors_NW)) if model.trend.weight else None
+        self._adds = bool(model.trend.weight or model.neighbours.weight)
+        self._bonus = RequestBonus(model, sequences, len(self.vectors_NW))
 
     def rank(
         self,
@@ -81,14 +110,14 @@ class RequestRanker:
         k: int = 0,
     ) -> Ranking:
         """See `ranking.rank`; row b is the request of `users[b]`."""
-        if self._past is None:
+        if not self._adds:
             return rank(interests_BSW, self.vectors_NW, targets, masked, k)
         ranks: list[NDArray[np.int64]] = []
         tops = [np.empty((0, k), np.int64)]
-        now = request_times(self._sequences, users, split)
         rows = max(1, BONUSES // len(self.vectors_NW))
         for block in (slice(start, start + rows) for start in range(0, len(users), rows)):
-            bonus = self._trend.bonus(self._past.before(now[block], self._trend.half_life))
+            bonus = self._bonus.of(users[block], split)
+            assert bonus is not None
             bonus_BN = torch.from_numpy(bonus).to(interests_BSW.device)
             found = rank(interests_BSW[block], self.vectors_NW, targets[block], masked[block], k, bonus_BN)
             ranks += found.ranks

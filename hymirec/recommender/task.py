@@ -23,9 +23,11 @@ from hymirec.recommender.cooccurrence import cooccurrence_vectors, text_projecti
 from hymirec.recommender.hybrid import HybridConfig, HybridModel
 from hymirec.recommender.llm import llm_architecture, load_llm_weights
 from hymirec.recommender.negatives import sample_negatives
+from hymirec.recommender.neighbours import save_neighbours
+from hymirec.recommender.neighbours_fit import fit_neighbours
 from hymirec.recommender.ranking import ndcg
 from hymirec.recommender.requests import split_ranks, users_with_targets
-from hymirec.recommender.trend import save_trend
+from hymirec.recommender.trend import open_trend, save_trend
 from hymirec.recommender.trend_fit import fit_trend
 
 # Validation after each epoch looks at no more users than this; the evaluation step looks at all.
@@ -145,13 +147,20 @@ class HybridTask(RecommenderTask):
                 model.items.projection.copy_(torch.from_numpy(text_projection(content, self._start)))
 
     def export(self, model: nn.Module, directory: Path) -> None:
-        """Write config.json, model.safetensors, item_vectors.safetensors and trend.* (for serving), README.md."""
+        """Write config.json, model.safetensors, README.md; for serving item_vectors.*, trend.* and neighbours.*."""
         assert isinstance(model, HybridModel)
         directory.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(directory)
         model.save_serving(directory)
         self.export_trend(model, self._settings.trend, directory)
+        self._export_neighbours(model, directory)
         (directory / "README.md").write_text(model_card(model, self._catalog.size, len(self._sequences)))
+
+    def _export_neighbours(self, model: HybridModel, directory: Path) -> None:
+        """Choose what neighbours of the history's items add beside the trend, and write it."""
+        model.trend, _ = open_trend(directory)
+        found, about = fit_neighbours(model, self._sequences, self._settings.neighbours, self._config.evaluation)
+        save_neighbours(directory, about, found)
 
 
 def answering(model: nn.Module) -> Recommender:

@@ -61,6 +61,13 @@ class Bonus:
         place = np.minimum(np.searchsorted(self.items, items), len(self.items) - 1)
         return np.where(self.items[place] == items, self.values[place], np.float32(0))
 
+    def __add__(self, other: Bonus) -> Bonus:
+        """Both."""
+        if not len(self.items) or not len(other.items):
+            return self if len(self.items) else other
+        items = np.union1d(self.items, other.items)
+        return Bonus(items, self.of(items) + other.of(items))
+
 
 class ItemIndex:
     """An index of unit item vectors (N, W); row = item index. Safe to search from several threads."""

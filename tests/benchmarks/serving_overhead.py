@@ -114,15 +114,13 @@ class PlainLoop:
 
     def __init__(self, model: HyMiRec, histories: list[list[tuple[str, int]]], with_coarse: bool) -> None:
         self._model, self._with_coarse = model, with_coarse
-        trend, counts = model.bundle.model.trend, model._trend
-        assert counts is not None
-        items, found = counts.before(NOW)
-        bonus = Bonus(items, trend.bonus(found))
         self._users: list[Prepared] = []
         for history in histories:
             keys, ts = item_keys(item for item, _ in history), np.array([at for _, at in history])
             coarse = torch.from_numpy(model.coarse_keys(keys, ts, NOW).vectors)
-            self._users.append(Prepared(model._known(keys, ts, NOW), coarse, bonus))
+            known = model._known(keys, ts, NOW)
+            (bonus,) = model._bonus([known.recent], [NOW]) or [Bonus(known.items[:0], np.empty(0, np.float32))]
+            self._users.append(Prepared(known, coarse, bonus))
 
     def run(self, sizes: list[int]) -> float:
         """CPU seconds of the passes."""

@@ -40,6 +40,7 @@ def opened(run_dir: Path) -> tuple[HybridModel, Sequences]:
 def test_metrics_equal_a_plain_loop_over_users(run_dir: Path, trend: Trend) -> None:
     model, sequences = opened(run_dir)
     model.trend = trend
+    assert model.neighbours.weight > 0
     _, items, ts = sequences.training_events()
     found = evaluate_model(model, sequences, "test", EvaluationConfig(ks=(5,), bootstrap=0)).means
     users = users_with_targets(sequences, "test")
@@ -49,6 +50,9 @@ def test_metrics_equal_a_plain_loop_over_users(run_dir: Path, trend: Trend) -> N
         age = sequences.targets(user, "test")[1][0] - ts
         weights = np.where(age > 0, 0.5 ** (age.clip(0) / (trend.half_life * 86_400)), 0)
         score += trend.weight * np.log1p(np.bincount(items, weights, minlength=len(score)))
+        if model.neighbours.weight:
+            recent = sequences.history(user, "test")[0][-model.reach.recent :]
+            score += model.neighbours.bonus([recent]).toarray()[0]
         wanted = set(sequences.targets(user, "test")[0].tolist())
         hidden = set(sequences.history(user, "test")[0].tolist()) - wanted
         order = sorted((i for i in range(len(score)) if i not in hidden), key=lambda i: (-float(score[i]), i))

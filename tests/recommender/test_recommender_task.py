@@ -89,6 +89,8 @@ def test_training_lowers_the_loss_and_equal_runs_write_equal_bytes(run_dir: Path
         "config.json",
         "item_vectors.safetensors",
         "model.safetensors",
+        "neighbours.json",
+        "neighbours.safetensors",
         "trend.json",
         "trend.safetensors",
     }

@@ -7,15 +7,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from indifferent import Indifferent
 
 from hymirec.catalog.prepared import Sequences
 from hymirec.config import EvaluationConfig, TrendConfig
 from hymirec.evaluation.evaluate import evaluate_model
-from hymirec.recommender.contract import Reach
 from hymirec.recommender.trend import DAY, PastEvents, Trend, TrendCounts, open_trend, save_trend
 from hymirec.recommender.trend_fit import fit_trend
 
@@ -62,27 +60,6 @@ def test_serving_counts_as_the_evaluation_does(events: list[tuple[int, int]], ha
     np.testing.assert_allclose(dense, expected, rtol=1e-4, atol=2.0**-9)
 
 
-class Indifferent(nn.Module):
-    """Answers everyone with the same direction, which is near no item."""
-
-    reach = Reach(5)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.trend = Trend()
-        self.anything = nn.Parameter(torch.zeros(1))
-        generator = torch.Generator().manual_seed(0)
-        self._vectors = nn.functional.normalize(torch.randn(ITEMS, 8, generator=generator), dim=1)
-
-    def item_vectors(self) -> torch.Tensor:
-        """Random."""
-        return self._vectors
-
-    def answer(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The mean direction."""
-        return self._vectors.mean(dim=0, keepdim=True).expand(len(batch["now"]), 1, 8) * 0.1
-
-
 def _fashions(users: int, fashionable: bool) -> Sequences:
     """Each week has one item; with `fashionable`, everyone's events of a week are of that week's item."""
     rng = np.random.default_rng(1)
@@ -98,11 +75,11 @@ def _fashions(users: int, fashionable: bool) -> Sequences:
 
 def test_a_trend_is_found_where_there_is_one(tmp_path: Path) -> None:
     """Everyone takes this week's item: the trend finds it, and it survives the disk."""
-    sequences, model, evaluation = _fashions(200, True), Indifferent(), EvaluationConfig(mask_history=False)
+    sequences, model, evaluation = _fashions(200, True), Indifferent(ITEMS), EvaluationConfig(mask_history=False)
     before = evaluate_model(model, sequences, "test", evaluation)
     fitted = fit_trend(model, sequences, TrendConfig(), evaluation)
     assert fitted.trend.weight > 0
-    assert fitted.ndcg > fitted.without + 0.2
+    assert fitted.chosen.ndcg > fitted.chosen.without + 0.2
     model.trend = fitted.trend
     after = evaluate_model(model, sequences, "test", evaluation)
     assert after.means["R@10"] > before.means["R@10"] + 0.2
@@ -117,7 +94,7 @@ def test_a_trend_is_found_where_there_is_one(tmp_path: Path) -> None:
 def test_no_trend_where_there_is_none(weights: tuple[float, ...], tmp_path: Path) -> None:
     """A gain within its own error is no gain; without weights nothing is tried."""
     sequences = _fashions(200, False)
-    fitted = fit_trend(Indifferent(), sequences, TrendConfig(weights=weights), EvaluationConfig())
+    fitted = fit_trend(Indifferent(ITEMS), sequences, TrendConfig(weights=weights), EvaluationConfig())
     assert fitted.trend == Trend()
     save_trend(tmp_path, fitted.report(), fitted.trend, sequences, ITEMS)
     assert open_trend(tmp_path) == (Trend(), None)

@@ -21,6 +21,7 @@ from hymirec.config import BaselineConfig
 from hymirec.errors import ModelError
 from hymirec.recommender.contract import Reach
 from hymirec.recommender.losses import Candidates, Twins
+from hymirec.recommender.neighbours import Neighbours
 from hymirec.recommender.trend import Trend
 
 
@@ -81,7 +82,7 @@ class SequentialBaseline(nn.Module, ABC):
         super().__init__()
         self.settings = settings
         self.reach = Reach(settings.length)
-        self.trend = Trend()
+        self.trend, self.neighbours = Trend(), Neighbours()
         self.tower = tower
         self.log_scale = nn.Parameter(torch.tensor([settings.scale]).log())
         # The finished item vectors of a trained model; not part of the weights.
