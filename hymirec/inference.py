@@ -187,8 +187,8 @@ class HyMiRec:
         for overlap in mean_cosines(interests).tolist():
             self.meter(INTEREST_OVERLAP, overlap)
         most = max((queries[row].k for row in rows), default=1)
-        bonus = self._bonus([found[row].recent for row in rows], times)
-        ranked = self._search(interests, most, [excluded[row] for row in rows], bonus)
+        beside = self._beside([found[row].recent for row in rows])
+        ranked = self._search(interests, most, [excluded[row] for row in rows], self._popular_now(times), beside)
         hits = dict(zip(rows, ranked, strict=True))
         return [
             self._answer(hits[row], query.k, known, usable[row])
@@ -331,29 +331,35 @@ class HyMiRec:
                 numbers: NDArray[np.float32] = found.float().cpu().numpy()
         return numbers
 
-    def _bonus(self, recent: list[Ints], now: list[int]) -> list[Bonus] | None:
-        """What is added to each request's scores: what is popular at its time, what stood beside its last items."""
-        counts, neighbours = self._trend, self.bundle.model.neighbours
-        if not recent or (counts is None and not neighbours.weight):
+    def _popular_now(self, now: list[int]) -> list[Bonus] | None:
+        """What is added to each request's scores for being popular at its time."""
+        counts = self._trend
+        if counts is None:
             return None
-        found = [Bonus(NONE, np.empty(0, np.float32))] * len(recent)
-        if counts is not None:
-            hot = {at: counts.before(at) for at in set(now)}
-            values = {at: Bonus(items, self.bundle.model.trend.bonus(count)) for at, (items, count) in hot.items()}
-            found = [values[at] for at in now]
-        if neighbours.weight:
-            table = neighbours.bonus(recent)
-            rows = zip(table.indptr[:-1], table.indptr[1:], strict=True)
-            beside = [Bonus(table.indices[a:b].astype(np.int64), table.data[a:b]) for a, b in rows]
-            found = [one + other for one, other in zip(found, beside, strict=True)]
-        return found
+        hot = {at: counts.before(at) for at in set(now)}
+        values = {at: Bonus(items, self.bundle.model.trend.bonus(count)) for at, (items, count) in hot.items()}
+        return [values[at] for at in now]
+
+    def _beside(self, recent: list[Ints]) -> list[Bonus] | None:
+        """What is added to each request's scores for standing beside its last items."""
+        neighbours = self.bundle.model.neighbours
+        if not recent or not neighbours.weight:
+            return None
+        table = neighbours.bonus(recent)
+        rows = zip(table.indptr[:-1], table.indptr[1:], strict=True)
+        return [Bonus(table.indices[start:end].astype(np.int64), table.data[start:end]) for start, end in rows]
 
     def _search(
-        self, interests_BSW: NDArray[np.float32], k: int, excluded: list[Ints], bonus: list[Bonus] | None
+        self,
+        interests_BSW: NDArray[np.float32],
+        k: int,
+        excluded: list[Ints],
+        shared: list[Bonus] | None,
+        own: list[Bonus] | None,
     ) -> list[Hits]:
         """The best items by interests and bonuses."""
         with timed(self.meter, STAGE_SECONDS, stage="index"):
-            return self.bundle.index.search(interests_BSW, min(k, self.bundle.catalog.size), excluded, bonus)
+            return self.bundle.index.search(interests_BSW, min(k, self.bundle.catalog.size), excluded, shared, own)
 
     def _padded(self, rows: Sequence[tuple[Ints, Ints]]) -> tuple[Tensor, Tensor, Tensor]:
         """Items, times and mask, all (B, longest), padded on the right."""

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from hymirec.errors import ModelError, RequestError
 from hymirec.retrieval import tiles
 from hymirec.retrieval.device import DeviceFlat
-from hymirec.retrieval.index import Bonus, Hits, ItemIndex
+from hymirec.retrieval.index import BONUS_FETCH, Bonus, Hits, ItemIndex
 from hymirec.retrieval.kinds import Floats, Searcher
+from hymirec.retrieval.lift import Own, lift
 from hymirec.retrieval.panels import Panels, pack_items, pack_queries
-from hymirec.retrieval.sweep import MOST_INTERESTS, MOST_ITEMS, SAMPLE, USER, Asked, best_keys, decode
+from hymirec.retrieval.sweep import MOST_INTERESTS, MOST_ITEMS, NOTHING, SAMPLE, USER, Asked, Keys, best_keys, decode
 
 # Users that meet an item at once: their interests stay in a core's second cache.
 BLOCK = 128
@@ -49,8 +50,9 @@ class ExhaustiveIndex(ItemIndex):
         k: int,
         exclude: Sequence[NDArray[np.integer]] | None = None,
         bonus: Sequence[Bonus] | None = None,
+        own: Sequence[Bonus] | None = None,
     ) -> list[Hits]:
-        """See `ItemIndex.search`; exact, on the thread that calls. Users that share a bonus are searched for together.
+        """See `ItemIndex.search`; exact, on the thread that calls. Users that share `bonus` are searched for together.
 
         Raises RequestError for k < 1 or more than 32 interests, ModelError for interests with NaN or infinity.
         """
@@ -61,13 +63,22 @@ class ExhaustiveIndex(ItemIndex):
             raise RequestError(f"a user has at most {MOST_INTERESTS} interests, got {interests}")
         if not np.isfinite(interests_BSW).all():
             raise ModelError("an interest holds NaN or infinity, so items have no order; train with a lower rate")
-        wanted, hits = min(k, len(self)), [Hits(NO_ITEMS, np.empty(0, np.float32), NO_ITEMS)] * users
+        wanted, fetch = min(k, len(self)), min(k if own is None else BONUS_FETCH * k, len(self))
         if not users or not wanted or not interests:
-            return hits
+            return [Hits(NO_ITEMS, np.empty(0, np.float32), NO_ITEMS)] * users
         excluded = [NO_ITEMS] * users if exclude is None else [np.unique(row).astype(np.int64) for row in exclude]
-        for rows, own in _same_bonus(users, bonus):
-            self._fill(hits, rows, interests_BSW, wanted, excluded, own, self._sampled(wanted))
-        return hits
+        keys_BK = np.empty((users, wanted), np.uint64)
+        for rows, shared in _same_bonus(users, bonus):
+            asked, left_out = interests_BSW[rows], [excluded[row] for row in rows]
+            keys_BF = self._keys(asked, fetch, left_out, shared, self._sampled(fetch))
+            if own is not None:
+                keys_BF = self._lifted(keys_BF, wanted, asked, left_out, shared, [own[row] for row in rows])
+            keys_BK[rows] = keys_BF
+        best = decode(keys_BK)
+        return [
+            Hits(best.item_BK[row, :count], best.score_BK[row, :count], best.interest_BK[row, :count])
+            for row, count in enumerate(best.count_B.tolist())
+        ]
 
     def _sampled(self, k: int) -> int:
         """The place in the sample whose score is the guess; 0 for no guess where the sample is too small for one."""
@@ -75,26 +86,40 @@ class ExhaustiveIndex(ItemIndex):
         place = math.ceil(share + DEVIATIONS * math.sqrt(share))
         return place if 2 * SAMPLE * place <= len(self) else 0
 
-    def _fill(
+    def _keys(
+        self, interests_BSW: Floats, k: int, excluded: list[NDArray[np.int64]], bonus: Bonus | None, sampled: int
+    ) -> Keys:
+        """The keys (B, K) of some users, best first; who got fewer than K by a guess is searched for without one."""
+        keys_BK = self._best(interests_BSW, k, excluded, bonus, sampled)
+        missed = np.flatnonzero(keys_BK[:, -1] == NOTHING)
+        if sampled and len(missed):
+            keys_BK[missed] = self._best(interests_BSW[missed], k, [excluded[row] for row in missed], bonus, 0)
+        return keys_BK
+
+    def _lifted(
         self,
-        hits: list[Hits],
-        rows: list[int],
-        interests_BSW: Floats,
+        keys_BF: Keys,
         k: int,
+        interests_BSW: Floats,
         excluded: list[NDArray[np.int64]],
-        bonus: Bonus | None,
-        sampled: int,
-    ) -> None:
-        """Search for some users; those who got fewer than K by a guess are searched for again without."""
-        found = self._best(interests_BSW[rows], k, [excluded[row] for row in rows], bonus, sampled)
-        for row, own in zip(rows, found, strict=True):
-            hits[row] = own
-        if sampled and (missed := [row for row, own in zip(rows, found, strict=True) if len(own) < k]):
-            self._fill(hits, missed, interests_BSW, k, excluded, bonus, 0)
+        shared: Bonus | None,
+        own: list[Bonus],
+    ) -> Keys:
+        """The keys (B, K) with each user's own bonus."""
+        starts, left_out = (np.cumsum([0, *map(len, rows)]) for rows in ([row.items for row in own], excluded))
+        bonuses = Own(
+            starts,
+            np.concatenate([row.items for row in own]).astype(np.int64),
+            np.concatenate([row.values for row in own]).astype(np.float32),
+        )
+        vectors_NW, shared_N = self.searcher.vectors, _dense(shared, len(self))
+        return lift(
+            keys_BF, k, vectors_NW, interests_BSW, shared_N, bonuses, left_out, np.concatenate([NO_ITEMS, *excluded])
+        )
 
     def _best(
         self, interests_BSW: Floats, k: int, excluded: list[NDArray[np.int64]], bonus: Bonus | None, sampled: int
-    ) -> list[Hits]:
+    ) -> Keys:
         users, interests, width = interests_BSW.shape
         group = tiles.QUERIES // math.gcd(tiles.QUERIES, interests)
         filled = -(-users // group) * group
@@ -111,22 +136,17 @@ class ExhaustiveIndex(ItemIndex):
         own_B["least"] = np.where(np.arange(filled) < users, -np.inf, np.inf)
         bonus_N, bonus_codes = self._bonuses(bonus, packed.scale)
         rounding, most_bonus = (width + OPERATIONS) * ROUNDING, float(bonus_N.max(initial=0))
-        own = Asked(queries_BSW, packed, own_B, bonus_N, bonus_codes, np.concatenate(left_out), rounding, most_bonus)
+        asked = Asked(queries_BSW, packed, own_B, bonus_N, bonus_codes, np.concatenate(left_out), rounding, most_bonus)
         block = max(1, BLOCK // group) * group
-        keys_BK = best_keys(self._panels, self.searcher.vectors, own, k, sampled, group, block)[:users]
+        keys_BK = best_keys(self._panels, self.searcher.vectors, asked, k, sampled, group, block)[:users]
         keys_BK.sort(axis=1)
-        best = decode(keys_BK)
-        return [
-            Hits(best.item_BK[row, :count], best.score_BK[row, :count], best.interest_BK[row, :count])
-            for row, count in enumerate(best.count_B.tolist())
-        ]
+        return keys_BK
 
     def _bonuses(self, bonus: Bonus | None, query_scale: float) -> tuple[Floats, NDArray[np.int16]]:
         """The bonus of every item, and the same in codes, rounded down; see `Asked`."""
-        if bonus is None or not len(bonus.items):
-            return np.empty(0, np.float32), np.zeros((1, tiles.STRIPE), np.int16)
-        values = np.zeros(len(self._panels.codes) * tiles.STRIPE, np.float32)
-        values[bonus.items] = bonus.values
+        values = _dense(bonus, len(self._panels.codes) * tiles.STRIPE)
+        if not len(values):
+            return values, np.zeros((1, tiles.STRIPE), np.int16)
         codes = np.floor(values.reshape(-1, tiles.STRIPE) / (self._panels.scale_P[:, None] * query_scale))
         return values, np.minimum(codes, 2**15 - 1).astype(np.int16)
 
@@ -142,6 +162,15 @@ def for_batches(index: ItemIndex) -> ItemIndex:
     if tiles.available() and len(index) <= MOST_ITEMS and index.width <= MOST_WIDTH:
         return ExhaustiveIndex(index.searcher)
     return ItemIndex(DeviceFlat(index.searcher, "cpu"))
+
+
+def _dense(bonus: Bonus | None, items: int) -> Floats:
+    """The bonus of every item; (0,) for none."""
+    if bonus is None or not len(bonus.items):
+        return np.empty(0, np.float32)
+    values = np.zeros(items, np.float32)
+    values[bonus.items] = bonus.values
+    return values
 
 
 def _same_bonus(users: int, bonus: Sequence[Bonus] | None) -> Iterator[tuple[list[int], Bonus | None]]:

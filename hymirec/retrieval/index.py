@@ -109,8 +109,11 @@ class ItemIndex:
         k: int,
         exclude: Sequence[NDArray[np.integer]] | None = None,
         bonus: Sequence[Bonus] | None = None,
+        own: Sequence[Bonus] | None = None,
     ) -> list[Hits]:
-        """The K best items of each request that are not among its excluded ones, by score and bonus if there is one.
+        """The K best items of each request that are not among its excluded ones, by score and bonuses if there are any.
+
+        `bonus` is what requests may share, such as what is popular at a time, and `own` what no two have in common.
 
         Over-fetches as many as are excluded and filters exactly, so excluded items never make a list shorter than the
         catalogue allows. Raises RequestError for k < 1.
@@ -119,6 +122,9 @@ class ItemIndex:
             raise RequestError(f"k must be at least 1, got {k}")
         batch, interests, width = interests_BSW.shape
         excluded = [np.unique(row) for row in exclude] if exclude is not None else [np.empty(0, np.int64)] * batch
+        if bonus is not None and own is not None:
+            bonus = [shared + alone for shared, alone in zip(bonus, own, strict=True)]
+        bonus = own if bonus is None else bonus
         if bonus is not None:
             found = self.search(interests_BSW, BONUS_FETCH * k, excluded)
             return [self._with_bonus(*row, k) for row in zip(interests_BSW, found, excluded, bonus, strict=True)]

@@ -70,14 +70,14 @@ class Best(NamedTuple):
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _key(score: np.float32, item: int, interest: int) -> np.uint64:
+def key_of(score: np.float32, item: int, interest: int) -> np.uint64:
     bits = np.int64(np.float32(score + np.float32(0)).view(np.int32))
     rising = bits if bits >= 0 else bits ^ 0x7FFFFFFF
     return np.uint64((2**31 - 1 - rising) << 32 | item << INTEREST_BITS | interest)
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _score(key: np.uint64) -> np.float32:
+def score_of(key: np.uint64) -> np.float32:
     rising = (2**31 - 1) - np.int64(key >> np.uint64(32))
     return np.int32(rising if rising >= 0 else rising ^ 0x7FFFFFFF).view(np.float32)
 
@@ -102,7 +102,7 @@ def _thin(keys_BC: Keys, user_B: NDArray[np.void], user: int, k: int) -> None:
     if held > k:
         keys_BC[user, :held] = np.partition(keys_BC[user, :held], k - 1)
         user_B[user].held = k
-        user_B[user].least = max(user_B[user].least, np.float64(_score(keys_BC[user, k - 1])))
+        user_B[user].least = max(user_B[user].least, np.float64(score_of(keys_BC[user, k - 1])))
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})  # type: ignore[untyped-decorator]
@@ -151,7 +151,7 @@ def _hold(
         if len(bonus_N):
             best += bonus_N[item]
         if best >= least:
-            keys_BC[user, held] = _key(best, item, which)
+            keys_BC[user, held] = key_of(best, item, which)
             held += 1
     user_B[user].at, user_B[user].held = at, held
 

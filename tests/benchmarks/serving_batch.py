@@ -1,8 +1,9 @@
 """Exact search for many users at once against torch: products in fp32, the largest over the interests, `topk`.
 
 CPU time of one thread, on random unit vectors: 128 dimensions, 4 interests a user, the 200 best items. Random vectors
-are hard for a bound on rounding: no item stands out. The peer takes its users in parts, so that its scores fit a cache
-where they can. Beside the figures: the share of its results that both find.
+are hard for a bound on rounding: no item stands out. Once more with bonuses as `recommender.neighbours` gives them, for
+1,000 items of each user. The peer takes its users in parts, so that its scores fit a cache where they can. Beside the
+figures: the share of its results that both find.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -20,11 +22,13 @@ from bench_kit import Figure, compare_timed, main, value
 from numpy.typing import NDArray
 
 from hymirec.config import RetrievalConfig
-from hymirec.retrieval import ItemIndex, for_batches
+from hymirec.retrieval import Bonus, ItemIndex, for_batches
 
 WIDTH, INTERESTS, K, GOAL, RECALL = 128, 4, 200, 3.5, 0.995
 # Items and users.
 SIZES = ((4_000, 256), (50_000, 256), (500_000, 64))
+# Items with a bonus, of each user.
+OWN = 1_000
 # Scores that the peer holds at once.
 SCORES = 1 << 23
 
@@ -36,13 +40,17 @@ def unit(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
     return found
 
 
-def torch_flat(interests_BSW: torch.Tensor, vectors_NW: torch.Tensor) -> torch.Tensor:
-    """The items (B, K) of each user."""
+def torch_flat(
+    interests_BSW: torch.Tensor, vectors_NW: torch.Tensor, items_BH: torch.Tensor, values_BH: torch.Tensor
+) -> torch.Tensor:
+    """The items (B, K) of each user, with bonuses for H items of each."""
     rows = max(1, SCORES // (INTERESTS * len(vectors_NW)))
     found = []
-    for part in interests_BSW.split(rows):
-        scores = (part.reshape(-1, WIDTH) @ vectors_NW.T).view(len(part), INTERESTS, -1)
-        found.append(scores.amax(dim=1).topk(K).indices)
+    for part, items, values in zip(*(x.split(rows) for x in (interests_BSW, items_BH, values_BH)), strict=True):
+        scores = (part.reshape(-1, WIDTH) @ vectors_NW.T).view(len(part), INTERESTS, -1).amax(dim=1)
+        if items.shape[1]:
+            scores.scatter_add_(1, items, values)
+        found.append(scores.topk(K).indices)
     return torch.cat(found)
 
 
@@ -60,19 +68,21 @@ def figures() -> Iterator[Figure]:
     for items, users in SIZES:
         vectors, interests = unit(rng, items, WIDTH), unit(rng, users, INTERESTS, WIDTH)
         index = for_batches(ItemIndex.build(vectors, RetrievalConfig(index="flat")))
-        peer_vectors, peer_interests = torch.from_numpy(vectors), torch.from_numpy(interests)
+        for count in (0, OWN):
+            lifted = np.stack([np.sort(rng.choice(items, count, replace=False)) for _ in range(users)])
+            values = rng.gamma(0.3, 0.05, lifted.shape).astype(np.float32)
+            own = [Bonus(*row) for row in zip(lifted, values, strict=True)] if count else None
+            asked = tuple(torch.from_numpy(x) for x in (interests, vectors, lifted, values))
 
-        def ours(index: ItemIndex = index, interests: NDArray[np.float32] = interests) -> float:
-            return cpu_seconds(lambda: index.search(interests, K))
-
-        def peer(interests: torch.Tensor = peer_interests, vectors: torch.Tensor = peer_vectors) -> float:
-            return cpu_seconds(lambda: torch_flat(interests, vectors))
-
-        name = f"{users} users, {INTERESTS} interests, {items} items of {WIDTH}, K {K}"
-        yield compare_timed(f"CPU of a search, {name}", ours, peer, GOAL)
-        theirs = torch_flat(peer_interests, peer_vectors).numpy()
-        shared = [np.isin(own.items, row).mean() for own, row in zip(index.search(interests, K), theirs, strict=True)]
-        yield value(f"recall against torch, {name}", float(np.mean(shared)), 0.0, RECALL, "share")
+            ours = partial(index.search, interests, K, own=own)
+            peer = partial(torch_flat, *asked)
+            bonuses = f", {count} bonuses each" if count else ""
+            name = f"{users} users, {INTERESTS} interests, {items} items of {WIDTH}, K {K}{bonuses}"
+            yield compare_timed(
+                f"CPU of a search, {name}", partial(cpu_seconds, ours), partial(cpu_seconds, peer), GOAL
+            )
+            shared = [np.isin(hits.items, row).mean() for hits, row in zip(ours(), peer().numpy(), strict=True)]
+            yield value(f"recall against torch, {name}", float(np.mean(shared)), 0.0, RECALL, "share")
 
 
 if __name__ == "__main__":

@@ -102,11 +102,21 @@ def test_codes_bound_what_rounding_loses() -> None:
     st.integers(0, 60),
     st.sampled_from(["unit", "tied", "zero", "huge", "tiny"]),
     st.sampled_from([0.0, 0.1, 30.0]),
+    st.sampled_from([0.0, 0.1, 30.0]),
 )
 def test_lists_are_exact_for_any_vectors(
-    seed: int, users: int, interests: int, items: int, width: int, k: int, excluded: int, kind: str, size: float
+    seed: int,
+    users: int,
+    interests: int,
+    items: int,
+    width: int,
+    k: int,
+    excluded: int,
+    kind: str,
+    size: float,
+    own_size: float,
 ) -> None:
-    """Ties, equal vectors, zeros and norms of any size; each user with exclusions, half of them with a bonus."""
+    """Ties, equal vectors, zeros and norms of any size; users with exclusions, half share a bonus, each has an own."""
     rng = np.random.default_rng(seed)
     vectors = unit(rng, items, width)
     if kind == "tied":
@@ -123,12 +133,35 @@ def test_lists_are_exact_for_any_vectors(
         Bonus(lifted[:0], np.empty(0, np.float32)),
     )
     given_bonus = [one if user % 2 else none for user in range(users)] if size else None
-    found = exhaustive(vectors).search(queries, k, exclude, given_bonus)
+    own = [
+        Bonus(lifted, (own_size * rng.random(len(lifted))).astype(np.float32))
+        for lifted in (np.flatnonzero(rng.random(items) < rng.choice([0, 0.1, 1])) for _ in range(users))
+    ]
+    found = exhaustive(vectors).search(queries, k, exclude, given_bonus, own if own_size else None)
     for user, hits in enumerate(found):
         added = np.zeros(items)
+        if own_size:
+            added[own[user].items] += own[user].values
         if size and user % 2:
-            added[one.items] = one.values
+            added[one.items] += one.values
         assert_exact(hits, vectors, queries[user], k, exclude[user].tolist(), added)
+
+
+@needs_avx2
+@pytest.mark.parametrize("size", [0.05, 0.3, 1.0])
+def test_own_bonuses_lift_items_that_the_search_did_not_find(size: float) -> None:
+    """Many items have none, and the last of a list come from far below what a search without bonuses gives."""
+    rng = np.random.default_rng(3)
+    vectors, queries = unit(rng, 3_000, 16), unit(rng, 40, 3, 16)
+    own, exclude = [], []
+    for user in range(40):
+        items = np.sort(rng.choice(3_000, 30 * user, replace=False))
+        own.append(Bonus(items, (size * rng.random(len(items))).astype(np.float32)))
+        exclude.append(rng.integers(0, 3_000, 20))
+    for user, hits in enumerate(exhaustive(vectors).search(queries, 20, exclude, own=own)):
+        added = np.zeros(3_000)
+        added[own[user].items] = own[user].values
+        assert_exact(hits, vectors, queries[user], 20, exclude[user].tolist(), added)
 
 
 @needs_avx2

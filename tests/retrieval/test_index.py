@@ -70,7 +70,12 @@ def test_results_with_a_bonus_equal_brute_force(
     for _ in range(2):
         lifted = np.flatnonzero(rng.random(items) < share)
         bonuses.append(Bonus(lifted, (size * rng.random(len(lifted))).astype(np.float32)))
-    found = ItemIndex.build(vectors, FLAT).search(queries, k, exclude, bonuses)
+    index = ItemIndex.build(vectors, FLAT)
+    found = index.search(queries, k, exclude, bonuses)
+    shared = [Bonus(np.arange(0, items, 2), np.full(-(-items // 2), size, np.float32))] * 2
+    both = index.search(queries, k, exclude, shared, bonuses)
+    added = index.search(queries, k, exclude, [one + other for one, other in zip(shared, bonuses, strict=True)])
+    assert [hits.items.tolist() for hits in both] == [hits.items.tolist() for hits in added]
     for row, hits in enumerate(found):
         cosines = queries[row] @ vectors.T
         scores = cosines.max(axis=0)
