@@ -138,10 +138,15 @@ class ItemIndex:
         scores, items = (self.searcher.search_exactly if exact else self.searcher.search)(queries, wanted)
         scores, items = scores.reshape(batch, interests, wanted), items.reshape(batch, interests, wanted)
         # What a request gets, and what it costs to merge, does not depend on how much others exclude.
-        own = [min(wanted, k + 1 + len(row)) for row in excluded]
+        lengths = [min(wanted, k + 1 + len(row)) for row in excluded]
         return [
             self._row(
-                interests_BSW[row], items[row, :, : own[row]], scores[row, :, : own[row]], excluded[row], k, exact
+                interests_BSW[row],
+                items[row, :, : lengths[row]],
+                scores[row, :, : lengths[row]],
+                excluded[row],
+                k,
+                exact,
             )
             for row in range(batch)
         ]

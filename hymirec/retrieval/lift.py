@@ -79,7 +79,7 @@ def lift(
                 scores[place - 1] += own.values[at]
         count = 0
         for place in range(found):
-            low = np.int64(keys_BF[user, place] & np.uint64(2**32 - 1))
+            low = int(keys_BF[user, place] & np.uint64(2**32 - 1))
             raised[count] = key_of(scores[place], low >> INTEREST_BITS, low & (MOST_INTERESTS - 1))
             count += 1
         if found == most:
