@@ -30,8 +30,8 @@ from hymirec.codebook import screen, vnni
 from hymirec.codebook.exact import CHUNK_SCORES, exact_products
 from hymirec.codebook.rotation import SCALE
 from hymirec.errors import ModelError
+from hymirec.simd import LANES, has_vnni
 
-LANES = vnni.LANES
 ABSENT = vnni.ABSENT
 # Largest width for which SCALE^2 P, the length of a product, stays below 2^24.
 MAX_FLOAT_WIDTH = int(2**24 / SCALE**2) // 32 * 32
@@ -291,7 +291,7 @@ def choose(name: KernelName, device: torch.device) -> Kernel:
     reference = TorchKernel(torch.device("cpu"))
     if name == "float32":
         return reference
-    fast: Kernel | None = TorchKernel(device) if device.type == "cuda" else VnniKernel() if vnni.available() else None
+    fast: Kernel | None = TorchKernel(device) if device.type == "cuda" else VnniKernel() if has_vnni() else None
     if fast is not None and _right(fast.name, device.type):
         return fast
     if name == "int8":

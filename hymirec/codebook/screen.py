@@ -27,17 +27,8 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hymirec.codebook.vnni import (
-    BLOCK_ROWS,
-    I32,
-    I64,
-    LANES,
-    PANEL,
-    TILE_ROWS,
-    Emitter,
-    block_nearest,
-    tile_scores,
-)
+from hymirec.codebook.vnni import BLOCK_ROWS, PANEL, TILE_ROWS, block_nearest, tile_scores
+from hymirec.simd import I32, I64, LANES, Emitter
 
 # Below this width or number of centroids, the partial products cost more than they spare.
 LEAST_WIDTH = 1024

@@ -17,32 +17,51 @@ from numpy.typing import NDArray
 from hymirec.errors import ModelError, RequestError
 from hymirec.retrieval import tiles
 from hymirec.retrieval.device import DeviceFlat
-from hymirec.retrieval.index import BONUS_FETCH, Bonus, Hits, ItemIndex
+from hymirec.retrieval.index import Bonus, Hits, ItemIndex
 from hymirec.retrieval.kinds import Floats, Searcher
 from hymirec.retrieval.lift import Own, lift
-from hymirec.retrieval.panels import Panels, pack_items, pack_queries
-from hymirec.retrieval.sweep import MOST_INTERESTS, MOST_ITEMS, NOTHING, SAMPLE, USER, Asked, Keys, best_keys, decode
+from hymirec.retrieval.panels import Panels, Sums, pack_items, pack_queries
+from hymirec.retrieval.sweep import (
+    HIGHEST,
+    MOST_INTERESTS,
+    MOST_ITEMS,
+    NOTHING,
+    SAMPLE,
+    USER,
+    WIDE_HIGHEST,
+    Asked,
+    Keys,
+    best_keys,
+    decode,
+)
+from hymirec.simd import has_vnni
 
 # Users that meet an item at once: their interests stay in a core's second cache.
 BLOCK = 128
 # The guess is the score of the item of this place in the sample: the expected one and so many standard deviations.
-DEVIATIONS = 4
+DEVIATIONS = 3
 # Beyond, rounding alone would take a noticeable part of what 16 bits hold.
 MOST_WIDTH = 4096
+# With bonuses of a user's own, this many times K are searched for: the more, the fewer items are scored one by one.
+OWN_FETCH = 2
 # What fp32 loses of a sum, relative to its largest term, for each component and a few other operations.
 ROUNDING, OPERATIONS = 2.0**-23, 16
 NO_ITEMS = np.empty(0, np.int64)
 
 
 class ExhaustiveIndex(ItemIndex):
-    """The vectors of a searcher, with a copy of a byte a component. Raises ModelError for NaN or infinity."""
+    """The vectors of a searcher, with a copy of a byte a component. Raises ModelError for NaN or infinity.
 
-    def __init__(self, searcher: Searcher) -> None:
+    `wide` chooses the kernel of AVX-512 VNNI or of AVX2; by default the former where the processor has it.
+    """
+
+    def __init__(self, searcher: Searcher, wide: bool | None = None) -> None:
         super().__init__(searcher)
         vectors_NW = searcher.vectors
         if not np.isfinite(vectors_NW).all():
             raise ModelError("an item vector holds NaN or infinity, so items have no order; write the bundle again")
-        self._panels: Panels = pack_items(vectors_NW)
+        self._wide = has_vnni() if wide is None else wide
+        self._panels: Panels = pack_items(vectors_NW, self._wide)
 
     def search(
         self,
@@ -63,7 +82,7 @@ class ExhaustiveIndex(ItemIndex):
             raise RequestError(f"a user has at most {MOST_INTERESTS} interests, got {interests}")
         if not np.isfinite(interests_BSW).all():
             raise ModelError("an interest holds NaN or infinity, so items have no order; train with a lower rate")
-        wanted, fetch = min(k, len(self)), min(k if own is None else BONUS_FETCH * k, len(self))
+        wanted, fetch = min(k, len(self)), min(k if own is None else OWN_FETCH * k, len(self))
         if not users or not wanted or not interests:
             return [Hits(NO_ITEMS, np.empty(0, np.float32), NO_ITEMS)] * users
         excluded = [NO_ITEMS] * users if exclude is None else [np.unique(row).astype(np.int64) for row in exclude]
@@ -125,7 +144,7 @@ class ExhaustiveIndex(ItemIndex):
         filled = -(-users // group) * group
         queries_BSW = np.zeros((filled, interests, width), np.float32)
         queries_BSW[:users] = interests_BSW
-        packed = pack_queries(queries_BSW.reshape(-1, width))
+        packed = pack_queries(queries_BSW.reshape(-1, width), self._wide)
         left_out = [*excluded, *[NO_ITEMS] * (filled - users)]
         ends = np.cumsum([0, *(len(row) for row in left_out)])
         own_B = np.zeros(filled, USER)
@@ -142,13 +161,15 @@ class ExhaustiveIndex(ItemIndex):
         keys_BK.sort(axis=1)
         return keys_BK
 
-    def _bonuses(self, bonus: Bonus | None, query_scale: float) -> tuple[Floats, NDArray[np.int16]]:
+    def _bonuses(self, bonus: Bonus | None, query_scale: float) -> tuple[Floats, Sums]:
         """The bonus of every item, and the same in codes, rounded down; see `Asked`."""
         values = _dense(bonus, len(self._panels.codes) * tiles.STRIPE)
-        if not len(values):
-            return values, np.zeros((1, tiles.STRIPE), np.int16)
-        codes = np.floor(values.reshape(-1, tiles.STRIPE) / (self._panels.scale_P[:, None] * query_scale))
-        return values, np.minimum(codes, 2**15 - 1).astype(np.int16)
+        codes = np.zeros((1, tiles.STRIPE))
+        if len(values):
+            codes = np.floor(values.reshape(-1, tiles.STRIPE) / (self._panels.scale_P[:, None] * query_scale))
+        if self._wide:
+            return values, np.minimum(codes, WIDE_HIGHEST).astype(np.int32)
+        return values, np.minimum(codes, HIGHEST).astype(np.int16)
 
 
 def for_batches(index: ItemIndex) -> ItemIndex:

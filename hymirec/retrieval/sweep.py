@@ -20,12 +20,14 @@ from numba import njit
 from numpy.typing import NDArray
 
 from hymirec.retrieval.kinds import Floats, Ints
-from hymirec.retrieval.panels import Panels, Tiles
-from hymirec.retrieval.tiles import QUERIES, STEP, STRIPE, lowest_bit, tile
+from hymirec.retrieval.panels import Panels, Sums, Tiles
+from hymirec.retrieval.tiles import QUERIES, STRIPE, lowest_bit, tile
 
 # One stripe in so many is looked at before.
 SAMPLE = 16
+# What limits and the codes of bonuses keep to, in sums of 16 and of 32 bits.
 LOWEST, HIGHEST = -(2**15), 2**15 - 1
+WIDE_LOWEST, WIDE_HIGHEST = -(2**30), 2**30
 # An item and an interest share 32 bits of a key.
 INTEREST_BITS = 5
 MOST_INTERESTS, MOST_ITEMS = 2**INTEREST_BITS, 2 ** (32 - INTEREST_BITS)
@@ -38,6 +40,8 @@ NOTHING = np.uint64(2**64 - 1)
 USER = np.dtype(
     [(name, "f8") for name in ("norm", "error", "least")] + [(name, "i8") for name in ("held", "start", "at", "end")]
 )
+# An item that may be among a user's best, and the interests that may give its score, a bit each.
+FOUND = np.dtype([(name, "i8") for name in ("user", "item", "interests")])
 Keys = NDArray[np.uint64]
 
 
@@ -54,7 +58,7 @@ class Asked(NamedTuple):
     tiles: Tiles
     user_B: NDArray[np.void]
     bonus_N: Floats
-    bonus_codes: NDArray[np.int16]
+    bonus_codes: Sums
     excluded: Ints
     rounding: float
     most_bonus: float
@@ -109,51 +113,39 @@ def _thin(keys_BC: Keys, user_B: NDArray[np.void], user: int, k: int) -> None:
 def _hold(
     keys_BC: Keys,
     user_B: NDArray[np.void],
-    user: int,
-    sums_RI: NDArray[np.int16],
-    row: int,
-    above: np.int64,
-    first: int,
-    nearly: np.int64,
+    found_F: NDArray[np.void],
+    count: int,
+    k: int,
     vectors_NW: Floats,
     interests_BSW: Floats,
     bonus_N: Floats,
     excluded: Ints,
 ) -> None:
-    """Score those items of a stripe, which `first` begins, whose bit is set in `above`, unless they are excluded.
-
-    The codes of the user's scores are in the rows of `sums_RI` from `row` on. An interest more than `nearly` below the
-    best one does not give the score.
-    """
-    (items, width), interests = vectors_NW.shape, interests_BSW.shape[1]
-    at, end, held, least = user_B[user].at, user_B[user].end, user_B[user].held, user_B[user].least
-    while above:
-        i = lowest_bit(above)
-        above &= above - 1
-        item = first + i
-        if item >= items:
-            break
-        while at < end and excluded[at] < item:
-            at += 1
-        if at < end and excluded[at] == item:
+    """Score the first `count` of what was found (FOUND), a user's items ascending, and hold those that may be best."""
+    width = vectors_NW.shape[1]
+    for f in range(count):
+        user, item, which = found_F[f].user, found_F[f].item, found_F[f].interests
+        own = user_B[user]
+        while own.at < own.end and excluded[own.at] < item:
+            own.at += 1
+        if own.at < own.end and excluded[own.at] == item:
             continue
-        code = np.int64(sums_RI[row, i])
-        for s in range(1, interests):
-            code = max(code, np.int64(sums_RI[row + s, i]))
-        best, which = np.float32(-np.inf), 0
-        for s in range(interests):
-            if sums_RI[row + s, i] + nearly >= code:
-                score = np.float32(0)
-                for w in range(width):
-                    score += vectors_NW[item, w] * interests_BSW[user, s, w]
-                if score > best:
-                    best, which = score, s
+        best, first = np.float32(-np.inf), 0
+        while which:
+            s = lowest_bit(which)
+            which &= which - 1
+            score = np.float32(0)
+            for w in range(width):
+                score += vectors_NW[item, w] * interests_BSW[user, s, w]
+            if score > best:
+                best, first = score, s
         if len(bonus_N):
             best += bonus_N[item]
-        if best >= least:
-            keys_BC[user, held] = key_of(best, item, which)
-            held += 1
-    user_B[user].at, user_B[user].held = at, held
+        if best >= own.least:
+            if own.held == keys_BC.shape[1]:
+                _thin(keys_BC, user_B, user, k)
+            keys_BC[user, own.held] = key_of(best, item, first)
+            own.held += 1
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
@@ -172,63 +164,66 @@ def _sweep(
     bonus_N, excluded, scale, rounding = asked.bonus_N, asked.excluded, asked.tiles.scale, asked.rounding
     most_bonus = asked.most_bonus
     scale_P, error_P, norm_P = panels.scale_P, panels.error_P, panels.norm_P
-    steps, queries = panels.codes.shape[1], group * interests
-    limits, above = np.empty(queries, np.int16), np.empty(queries, np.int64)
-    sums_RI = np.empty((queries, STRIPE), np.int16)
-    codes_at, bonus_at = np.int64(panels.codes.ctypes.data), np.int64(asked.bonus_codes.ctypes.data)
+    steps, step, queries = panels.codes.shape[1], panels.codes.shape[3], group * interests
+    bonus_codes, size = asked.bonus_codes, asked.bonus_codes.itemsize
+    lowest, highest = (LOWEST, HIGHEST) if size == 2 else (WIDE_LOWEST, WIDE_HIGHEST)
+    limits, above = np.empty(queries, bonus_codes.dtype), np.empty(queries, np.int64)
+    sums_RI = np.empty((queries, STRIPE), bonus_codes.dtype)
+    codes_at, bonus_at = np.int64(panels.codes.ctypes.data), np.int64(bonus_codes.ctypes.data)
     tiles_at, starts_at = np.int64(asked.tiles.codes.ctypes.data), np.int64(asked.tiles.starts.ctypes.data)
     limits_at, above_at = np.int64(limits.ctypes.data), np.int64(above.ctypes.data)
     sums_at = np.int64(sums_RI.ctypes.data)
+    found_F, items = np.empty(users * STRIPE, FOUND), len(vectors_NW)
     for p in range(stride // 2, len(scale_P), stride):
-        unit = scale_P[p] * scale
+        unit, count = scale_P[p] * scale, 0
         # A bonus was rounded down.
         bonus_error, beyond = unit if len(bonus_N) else 0.0, False
         if len(bonus_N):
-            # A bonus that does not fit 16 bits says nothing with a product below 0.
+            # A bonus that does not fit says nothing with a product below 0.
             for i in range(STRIPE):
-                beyond |= asked.bonus_codes[p, i] == HIGHEST
+                beyond |= bonus_codes[p, i] == highest
         for head in range(0, users, group):
             for user in range(head, head + group):
-                if user_B[user].held + STRIPE > keys_BC.shape[1]:
-                    _thin(keys_BC, user_B, user, k)
                 error = _error(norm_P[p], error_P[p], user_B[user].norm, user_B[user].error, rounding, most_bonus)
                 limit = np.ceil((user_B[user].least - error - bonus_error) / unit) - 1
-                limit = LOWEST if beyond else min(max(limit, LOWEST), HIGHEST - 1)
+                limit = lowest if beyond else min(max(limit, lowest), highest - 1)
                 for s in range(interests):
-                    limits[(user - head) * interests + s] = np.int16(limit)
+                    limits[(user - head) * interests + s] = np.int64(limit)
             number = (begin + head) * interests // QUERIES
             for t in range(queries // QUERIES):
                 tile(
-                    codes_at + p * steps * STEP * STRIPE,
+                    codes_at + p * steps * step * STRIPE,
                     tiles_at + (number + t) * steps * 4 * QUERIES,
                     steps,
-                    starts_at + 2 * QUERIES * (number + t),
-                    bonus_at + (2 * STRIPE * p if len(bonus_N) else 0),
-                    limits_at + 2 * QUERIES * t,
-                    sums_at + 2 * STRIPE * QUERIES * t,
+                    starts_at + size * QUERIES * (number + t),
+                    bonus_at + (size * STRIPE * p if len(bonus_N) else 0),
+                    limits_at + size * QUERIES * t,
+                    sums_at + size * STRIPE * QUERIES * t,
                     above_at + 8 * QUERIES * t,
+                    limits[0],
                 )
             for user in range(head, head + group):
                 row, bits = (user - head) * interests, np.int64(0)
                 for s in range(interests):
                     bits |= above[row + s]
-                if bits:
-                    error = _error(norm_P[p], error_P[p], user_B[user].norm, user_B[user].error, rounding, most_bonus)
-                    nearly = np.int64(min(np.ceil(2 * error / unit), 2.0**16))
-                    _hold(
-                        keys_BC,
-                        user_B,
-                        user,
-                        sums_RI,
-                        row,
-                        bits,
-                        p * STRIPE,
-                        nearly,
-                        vectors_NW,
-                        interests_BSW,
-                        bonus_N,
-                        excluded,
-                    )
+                if not bits:
+                    continue
+                error = _error(norm_P[p], error_P[p], user_B[user].norm, user_B[user].error, rounding, most_bonus)
+                # An interest more than twice the error below the best one does not give the score.
+                nearly = np.int64(min(np.ceil(2 * error / unit), 2.0**31))
+                while bits:
+                    i = lowest_bit(bits)
+                    bits &= bits - 1
+                    if p * STRIPE + i >= items:
+                        break
+                    code, which = np.int64(sums_RI[row, i]), np.int64(0)
+                    for s in range(1, interests):
+                        code = max(code, np.int64(sums_RI[row + s, i]))
+                    for s in range(interests):
+                        which |= np.int64(sums_RI[row + s, i] + nearly >= code) << s
+                    found_F[count].user, found_F[count].item, found_F[count].interests = user, p * STRIPE + i, which
+                    count += 1
+        _hold(keys_BC, user_B, found_F, count, k, vectors_NW, interests_BSW, bonus_N, excluded)
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
@@ -245,7 +240,7 @@ def best_keys(panels: Panels, vectors_NW: Floats, asked: Asked, k: int, sampled:
         users = min(block, len(keys_BK) - begin)
         own, keys = asked.user_B[begin : begin + users], keys_BC[:users]
         if sampled:
-            _sweep(panels, vectors_NW, asked, sampled, group, keys, begin, SAMPLE)
+            _sweep(panels, vectors_NW, asked, sampled, group, keys[:, : sampled + STRIPE], begin, SAMPLE)
             for user in range(users):
                 _thin(keys, own, user, sampled)
                 own[user].held, own[user].at = 0, own[user].start

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hymirec.codebook import vnni
 from hymirec.codebook.exact import tree_sum
 from hymirec.codebook.kernels import ABSENT, FLUSH_ROWS, Kernel, TorchKernel, VnniKernel, _ColumnSums, choose
 from hymirec.codebook.project import project_rows
 from hymirec.codebook.rotation import LARGEST, Rotation, quantised
 from hymirec.errors import ModelError
+from hymirec.simd import has_vnni
 
 CPU = torch.device("cpu")
-KERNELS: list[Kernel] = [TorchKernel(CPU), *([VnniKernel()] if vnni.available() else [])]
+KERNELS: list[Kernel] = [TorchKernel(CPU), *([VnniKernel()] if has_vnni() else [])]
 
 
 def directions(rows: int, width: int, seed: int) -> Tensor:
@@ -86,7 +86,7 @@ def test_32_bit_sums_are_flushed_before_they_overflow(monkeypatch: pytest.Monkey
 
 
 def test_int8_is_refused_where_the_processor_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vnni, "available", lambda: False)
+    monkeypatch.setattr("hymirec.codebook.kernels.has_vnni", lambda: False)
     with pytest.raises(ModelError, match="kernel=auto"):
         choose("int8", CPU)
     assert choose("auto", CPU).name == "float32"

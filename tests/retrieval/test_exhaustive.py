@@ -16,7 +16,8 @@ from hymirec.retrieval.device import DeviceFlat
 from hymirec.retrieval.exhaustive import ExhaustiveIndex
 from hymirec.retrieval.index import Hits
 from hymirec.retrieval.kinds import FaissIndex
-from hymirec.retrieval.panels import ITEM_MOST, NORM, QUERY_MOST, ZERO, pack_items, pack_queries
+from hymirec.retrieval.panels import MOST, NARROW_QUERY_MOST, NORM, ZERO, pack_items, pack_queries
+from hymirec.simd import has_vnni
 
 FLAT = RetrievalConfig(index="flat")
 needs_avx2 = pytest.mark.usefixtures("avx2")
@@ -33,8 +34,13 @@ def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def exhaustive(vectors: np.ndarray) -> ExhaustiveIndex:
-    return ExhaustiveIndex(FaissIndex.build(vectors, FLAT))
+# Sums of 16 bits and, where the processor has the instructions, of 32: both are tested.
+KERNELS = [False, *([True] if has_vnni() else [])]
+each_kernel = pytest.mark.parametrize("wide", KERNELS)
+
+
+def exhaustive(vectors: np.ndarray, wide: bool | None = None) -> ExhaustiveIndex:
+    return ExhaustiveIndex(FaissIndex.build(vectors, FLAT), wide)
 
 
 def assert_exact(
@@ -68,19 +74,20 @@ def bonus_of(bonus: float | np.ndarray, items: np.ndarray) -> float | np.ndarray
     return bonus[items] if isinstance(bonus, np.ndarray) else bonus
 
 
-def test_codes_bound_what_rounding_loses() -> None:
-    """|x.q - a b x'.q'| <= |e| |q| + |a x'| |f|, and no product of codes passes 16 bits."""
+@pytest.mark.parametrize("wide", [False, True])
+def test_codes_bound_what_rounding_loses(wide: bool) -> None:
+    """|x.q - a b x'.q'| <= |e| |q| + |a x'| |f|, and no product of codes passes 16 bits where sums have those."""
     rng = np.random.default_rng(0)
     for width in (1, 7, 128, 300):
         items = rng.standard_normal((100, width)).astype(np.float32) * rng.choice([1e-3, 1, 1e4], (100, 1))
         items[3], items[4] = 0, np.eye(width)[0] * 5
         queries = rng.standard_normal((10, width)).astype(np.float32)
-        panels, packed = pack_items(items.astype(np.float32)), pack_queries(queries)
+        panels, packed = pack_items(items.astype(np.float32), wide), pack_queries(queries, wide)
         codes = panels.codes.astype(int).transpose(0, 2, 1, 3).reshape(len(panels.codes) * 48, -1)[:100] - ZERO
-        asked = packed.codes[:, :, :, 0].astype(int).transpose(0, 2, 1, 3).reshape(12, -1)[:10]
-        assert np.abs(codes).max() <= ITEM_MOST
-        assert np.abs(asked).max() <= QUERY_MOST
-        assert max(np.linalg.norm(codes, axis=1).max(), np.linalg.norm(asked, axis=1).max()) <= NORM
+        asked = packed.codes[..., : panels.codes.shape[3]].astype(int).transpose(0, 2, 1, 3).reshape(12, -1)[:10]
+        assert np.abs(codes).max() <= MOST
+        assert np.abs(asked).max() <= (MOST if wide else NARROW_QUERY_MOST)
+        assert wide or max(np.linalg.norm(codes, axis=1).max(), np.linalg.norm(asked, axis=1).max()) <= NORM
         stripe = np.arange(100) // 48
         products = asked @ codes.T * packed.scale * panels.scale_P[stripe]
         exact = queries.astype(np.float64) @ items.astype(np.float32).astype(np.float64).T
@@ -91,7 +98,7 @@ def test_codes_bound_what_rounding_loses() -> None:
 
 
 @needs_avx2
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=100)
 @given(
     st.integers(0, 2**31),
     st.integers(1, 9),
@@ -103,6 +110,7 @@ def test_codes_bound_what_rounding_loses() -> None:
     st.sampled_from(["unit", "tied", "zero", "huge", "tiny"]),
     st.sampled_from([0.0, 0.1, 30.0]),
     st.sampled_from([0.0, 0.1, 30.0]),
+    st.sampled_from(KERNELS),
 )
 def test_lists_are_exact_for_any_vectors(
     seed: int,
@@ -115,6 +123,7 @@ def test_lists_are_exact_for_any_vectors(
     kind: str,
     size: float,
     own_size: float,
+    wide: bool,
 ) -> None:
     """Ties, equal vectors, zeros and norms of any size; users with exclusions, half share a bonus, each has an own."""
     rng = np.random.default_rng(seed)
@@ -137,7 +146,7 @@ def test_lists_are_exact_for_any_vectors(
         Bonus(lifted, (own_size * rng.random(len(lifted))).astype(np.float32))
         for lifted in (np.flatnonzero(rng.random(items) < rng.choice([0, 0.1, 1])) for _ in range(users))
     ]
-    found = exhaustive(vectors).search(queries, k, exclude, given_bonus, own if own_size else None)
+    found = exhaustive(vectors, wide).search(queries, k, exclude, given_bonus, own if own_size else None)
     for user, hits in enumerate(found):
         added = np.zeros(items)
         if own_size:
@@ -148,8 +157,9 @@ def test_lists_are_exact_for_any_vectors(
 
 
 @needs_avx2
+@each_kernel
 @pytest.mark.parametrize("size", [0.05, 0.3, 1.0])
-def test_own_bonuses_lift_items_that_the_search_did_not_find(size: float) -> None:
+def test_own_bonuses_lift_items_that_the_search_did_not_find(size: float, wide: bool) -> None:
     """Many items have none, and the last of a list come from far below what a search without bonuses gives."""
     rng = np.random.default_rng(3)
     vectors, queries = unit(rng, 3_000, 16), unit(rng, 40, 3, 16)
@@ -158,15 +168,16 @@ def test_own_bonuses_lift_items_that_the_search_did_not_find(size: float) -> Non
         items = np.sort(rng.choice(3_000, 30 * user, replace=False))
         own.append(Bonus(items, (size * rng.random(len(items))).astype(np.float32)))
         exclude.append(rng.integers(0, 3_000, 20))
-    for user, hits in enumerate(exhaustive(vectors).search(queries, 20, exclude, own=own)):
+    for user, hits in enumerate(exhaustive(vectors, wide).search(queries, 20, exclude, own=own)):
         added = np.zeros(3_000)
         added[own[user].items] = own[user].values
         assert_exact(hits, vectors, queries[user], 20, exclude[user].tolist(), added)
 
 
 @needs_avx2
+@each_kernel
 @pytest.mark.parametrize("interests", [1, 2, 3, 4, 5])
-def test_a_guess_from_a_sample_loses_nothing(interests: int) -> None:
+def test_a_guess_from_a_sample_loses_nothing(interests: int, wide: bool) -> None:
     """Many items and users of more than one block; also where the sample misleads, and the guess is too high."""
     rng = np.random.default_rng(interests)
     vectors, queries = unit(rng, 5_000, 16), unit(rng, 150, interests, 16)
@@ -174,7 +185,7 @@ def test_a_guess_from_a_sample_loses_nothing(interests: int) -> None:
     near = (np.arange(5_000) // 48) % 16 == 8
     vectors[near] = queries[0, 0] + 0.01 * vectors[near]
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    index = exhaustive(vectors)
+    index = exhaustive(vectors, wide)
     assert index._sampled(20)
     for k in (20, 400):
         for user, hits in enumerate(index.search(queries, k)):
@@ -182,26 +193,28 @@ def test_a_guess_from_a_sample_loses_nothing(interests: int) -> None:
 
 
 @needs_avx2
-def test_a_guess_that_is_too_high_is_found_out() -> None:
+@each_kernel
+def test_a_guess_that_is_too_high_is_found_out(wide: bool) -> None:
     rng = np.random.default_rng(0)
     vectors, queries = unit(rng, 5_000, 16), unit(rng, 3, 2, 16)
     sample = (np.arange(5_000) // 48) % 16 == 8
     vectors[sample] = queries[0, 0]
     vectors[~sample] = np.where(vectors[~sample] @ queries[0, 0][:, None] > 0, -1, 1) * vectors[~sample]
-    hits = exhaustive(vectors).search(queries, 400)
+    hits = exhaustive(vectors, wide).search(queries, 400)
     assert int(sample.sum()) < 400
     for user, own in enumerate(hits):
         assert_exact(own, vectors, queries[user], 400)
 
 
 @needs_avx2
+@each_kernel
 @pytest.mark.parametrize("k", [1, 3, 7, 120, 299])
-def test_a_tie_across_the_end_of_the_list_goes_to_the_lowest_items(k: int) -> None:
+def test_a_tie_across_the_end_of_the_list_goes_to_the_lowest_items(k: int, wide: bool) -> None:
     rng = np.random.default_rng(1)
     vectors = np.repeat(unit(rng, 30, 8), 10, axis=0)[rng.permutation(300)]
     queries = unit(rng, 1, 3, 8)
     scores = (queries[0] @ vectors.T).max(axis=0).round(5)
-    (hits,) = exhaustive(vectors).search(queries, k, [np.array([5, 6])])
+    (hits,) = exhaustive(vectors, wide).search(queries, k, [np.array([5, 6])])
     assert hits.items.tolist() == [i for i in np.lexsort((np.arange(300), -scores)).tolist() if i not in (5, 6)][:k]
 
 
