@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hymirec.codebook import IdentityReducer, Reducer, ResidualCodebook, fit_codebook, vnni
+from hymirec.codebook import IdentityReducer, Reducer, ResidualCodebook, fit_codebook
 from hymirec.codebook.balanced import run_pass
 from hymirec.codebook.exact import mix
 from hymirec.codebook.kernels import Kernel, TorchKernel, VnniKernel, screened
@@ -18,9 +18,10 @@ from hymirec.codebook.rotation import Rotation
 from hymirec.codebook.screen import Rule, worthwhile
 from hymirec.codebook.shard import build_shard
 from hymirec.config import CodebookConfig
+from hymirec.simd import has_vnni
 
 CPU = torch.device("cpu")
-KERNELS: list[Kernel] = [TorchKernel(CPU), *([VnniKernel()] if vnni.available() else [])]
+KERNELS: list[Kernel] = [TorchKernel(CPU), *([VnniKernel()] if has_vnni() else [])]
 WIDTH, CENTROIDS = 1024, 300
 ids = pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 
