@@ -132,9 +132,10 @@ class ExhaustiveIndex(ItemIndex):
             np.concatenate([row.values for row in own]).astype(np.float32),
         )
         vectors_NW, shared_N = self.searcher.vectors, _dense(shared, len(self))
-        return lift(
-            keys_BF, k, vectors_NW, interests_BSW, shared_N, bonuses, left_out, np.concatenate([NO_ITEMS, *excluded])
-        )
+        excluded_E = np.concatenate([NO_ITEMS, *excluded])
+        keys_BK = lift(keys_BF, k, vectors_NW, interests_BSW, shared_N, bonuses, left_out, excluded_E)
+        keys_BK.sort(axis=1)
+        return keys_BK
 
     def _best(
         self, interests_BSW: Floats, k: int, excluded: list[NDArray[np.int64]], bonus: Bonus | None, sampled: int

@@ -50,7 +50,7 @@ def lift(
     excluded_starts: NDArray[np.int64],
     excluded: Ints,
 ) -> Keys:
-    """The keys (B, K), best first, with each user's own bonus; `keys_BF` come best first from a search without.
+    """The keys (B, K), in no order, with each user's own bonus; `keys_BF` come best first from a search without.
 
     `shared_N`, which those have already, is empty for none. A user with fewer than F keys has all its items among them.
     """
@@ -96,6 +96,6 @@ def lift(
             place_N[np.int64(keys_BF[user, place] & np.uint64(2**32 - 1)) >> INTEREST_BITS] = 0
         for at in range(excluded_starts[user], excluded_starts[user + 1]):
             place_N[excluded[at]] = 0
-        best = np.sort(raised[:count])[:k]
+        best = np.partition(raised[:count], k - 1)[:k] if count > k else raised[:count]
         keys_BK[user, : len(best)] = best
     return keys_BK
