@@ -119,7 +119,8 @@ class PlainLoop:
             keys, ts = item_keys(item for item, _ in history), np.array([at for _, at in history])
             coarse = torch.from_numpy(model.coarse_keys(keys, ts, NOW).vectors)
             known = model._known(keys, ts, NOW)
-            (bonus,) = model._bonus([known.recent], [NOW]) or [Bonus(known.items[:0], np.empty(0, np.float32))]
+            given = [*(model._popular_now([NOW]) or ()), *(model._beside([known.recent]) or ())]
+            bonus = sum(given, start=Bonus(known.items[:0], np.empty(0, np.float32)))
             self._users.append(Prepared(known, coarse, bonus))
 
     def run(self, sizes: list[int]) -> float:
