@@ -116,7 +116,8 @@ def figures() -> Iterator[Figure]:
                     after = told()
                     assert not found["failed"], found
                     assert not found["wrong"], found
-                    size = (after.requests - before.requests) / (after.passes - before.passes)
+                    # A pass that ends while Ray hands metrics over may be told before its requests are.
+                    size = max(1.0, (after.requests - before.requests) / (after.passes - before.passes))
                     rates[clients].append((found["answered_per_second"], _plain_rate(plain, size)))
                     sys.stdout.write(_line(clients, found, before, after, size))
                     sys.stdout.flush()
