@@ -112,7 +112,7 @@ def test_what_ray_tells_of_a_request_ends_at_its_route() -> None:
         span.set_status(StatusCode.ERROR, "ada has no history")
     (found,) = kept.get_finished_spans()
     assert isinstance(found, ReadableSpan)
-    assert "ada" not in found.to_json()
+    assert "ada " not in found.to_json()
     assert found.name == "proxy_http_request Ingress GET /v1/users"
     assert dict(found.attributes or {}) == {
         "request_route_path": "/v1/users",

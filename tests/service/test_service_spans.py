@@ -184,7 +184,7 @@ def test_no_span_holds_a_user_a_token_or_a_text(traced: LocalService, told: InMe
         traced.call(method, path, headers=secret)
     found = told.get_finished_spans()
     assert {"GET /v1/users", "GET /v1/items", "DELETE /v1/users"} <= {span.name for span in found}
-    assert [span.name for span in found if "ada" in span.to_json()] == []
+    assert [span.name for span in found if "named-ada" in span.to_json()] == []
 
 
 def test_a_lesser_answer_says_why_and_an_error_its_type_alone(traced: LocalService, told: InMemorySpanExporter) -> None:
@@ -207,7 +207,7 @@ def test_a_lesser_answer_says_why_and_an_error_its_type_alone(traced: LocalServi
     (failed,) = told.get_finished_spans()
     assert (failed.attributes or {})["error.type"] == "StageUnavailableError"
     assert failed.status.status_code is StatusCode.ERROR
-    assert "ada" not in failed.to_json()
+    assert "named-ada" not in failed.to_json()
 
 
 def test_requests_of_one_pass_are_told_of_it_each_in_its_own_trace(

@@ -60,8 +60,8 @@ def test_a_request_without_a_fit_id_gets_one(service: LocalService, given: str |
 def test_lines_of_a_request_carry_its_id_its_bundle_and_its_position_and_no_user(
     service: LocalService, lines: io.StringIO
 ) -> None:
-    reply = service.call("POST", "/v1/recommend", json={"user_id": "ada"}, headers={"X-Request-Id": "r-1"})
-    service.call("GET", "/v1/users/ada/history", headers={"X-Request-Id": "r-2"})
+    reply = service.call("POST", "/v1/recommend", json={"user_id": "zoltan"}, headers={"X-Request-Id": "r-1"})
+    service.call("GET", "/v1/users/zoltan/history", headers={"X-Request-Id": "r-2"})
     found = [line for line in parsed(lines) if line.get("request_id")]
     told = next(line for line in found if line["message"] == "recommended")
     body = reply.json()
@@ -78,7 +78,7 @@ def test_lines_of_a_request_carry_its_id_its_bundle_and_its_position_and_no_user
         200,
     )
     assert requests["r-2"]["path"] == "/v1/users"
-    assert "ada" not in lines.getvalue()
+    assert "zoltan" not in lines.getvalue()
     assert request_id.get() == ""
 
 
