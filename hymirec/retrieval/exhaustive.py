@@ -34,7 +34,7 @@ from hymirec.retrieval.sweep import (
     best_keys,
     decode,
 )
-from hymirec.simd import has_vnni
+from hymirec.simd import has_avx2, has_vnni
 
 # Users that meet an item at once: their interests stay in a core's second cache.
 BLOCK = 128
@@ -181,7 +181,7 @@ def for_batches(index: ItemIndex) -> ItemIndex:
     """
     if isinstance(index.searcher, DeviceFlat):
         return index
-    if tiles.available() and len(index) <= MOST_ITEMS and index.width <= MOST_WIDTH:
+    if has_avx2() and len(index) <= MOST_ITEMS and index.width <= MOST_WIDTH:
         return ExhaustiveIndex(index.searcher)
     return ItemIndex(DeviceFlat(index.searcher, "cpu"))
 

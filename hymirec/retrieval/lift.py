@@ -16,7 +16,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from hymirec.retrieval.kinds import Floats, Ints
-from hymirec.retrieval.sweep import INTEREST_BITS, MOST_INTERESTS, NOTHING, Keys, key_of, score_of
+from hymirec.retrieval.sweep import INTEREST_BITS, MOST_INTERESTS, NOTHING, Keys, key_of, product, score_of
 
 
 class Own(NamedTuple):
@@ -25,18 +25,6 @@ class Own(NamedTuple):
     starts: Ints
     items: Ints
     values: Floats
-
-
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})  # type: ignore[untyped-decorator]
-def _score(vector_W: Floats, interests_SW: Floats) -> tuple[np.float32, int]:
-    best, which = np.float32(-np.inf), 0
-    for s in range(len(interests_SW)):
-        score = np.float32(0)
-        for w in range(len(vector_W)):
-            score += vector_W[w] * interests_SW[s, w]
-        if score > best:
-            best, which = score, s
-    return best, which
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
@@ -54,7 +42,7 @@ def lift(
 
     `shared_N`, which those have already, is empty for none. A user with fewer than F keys has all its items among them.
     """
-    users, most = keys_BF.shape
+    (users, most), interests = keys_BF.shape, interests_BSW.shape[1]
     keys_BK = np.full((users, k), NOTHING, np.uint64)
     # What an item is to the user at hand: where it was found, counted from 1, excluded (-1), or neither.
     place_N = np.zeros(len(vectors_NW), np.int32)
@@ -77,25 +65,28 @@ def lift(
             place = place_N[own.items[at]]
             if place > 0:
                 scores[place - 1] += own.values[at]
-        count = 0
         for place in range(found):
             low = int(keys_BF[user, place] & np.uint64(2**32 - 1))
-            raised[count] = key_of(scores[place], low >> INTEREST_BITS, low & (MOST_INTERESTS - 1))
-            count += 1
+            raised[place] = key_of(scores[place], low >> INTEREST_BITS, low & (MOST_INTERESTS - 1))
+        count = found
         if found == most:
-            gap = score_of(np.partition(raised[:count], k - 1)[k - 1]) - last
+            gap = score_of(np.partition(raised[:found], k - 1)[k - 1]) - last
             for at in range(start, end):
                 item = own.items[at]
                 if own.values[at] >= gap and place_N[item] == 0:
-                    score, which = _score(vectors_NW[item], interests_BSW[user])
+                    best, which = np.float32(-np.inf), 0
+                    for s in range(interests):
+                        score = product(vectors_NW, item, interests_BSW, user, s)
+                        if score > best:
+                            best, which = score, s
                     if len(shared_N):
-                        score += shared_N[item]
-                    raised[count] = key_of(score + own.values[at], item, which)
+                        best += shared_N[item]
+                    raised[count] = key_of(best + own.values[at], item, which)
                     count += 1
         for place in range(found):
             place_N[np.int64(keys_BF[user, place] & np.uint64(2**32 - 1)) >> INTEREST_BITS] = 0
         for at in range(excluded_starts[user], excluded_starts[user + 1]):
             place_N[excluded[at]] = 0
-        best = np.partition(raised[:count], k - 1)[:k] if count > k else raised[:count]
-        keys_BK[user, : len(best)] = best
+        kept = np.partition(raised[:count], k - 1)[:k] if count > k else raised[:count]
+        keys_BK[user, : len(kept)] = kept
     return keys_BK

@@ -110,6 +110,15 @@ def _thin(keys_BC: Keys, user_B: NDArray[np.void], user: int, k: int) -> None:
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})  # type: ignore[untyped-decorator]
+def product(vectors_NW: Floats, item: int, interests_BSW: Floats, user: int, s: int) -> np.float32:
+    """The score that one interest gives an item; added up in one order, so that equal vectors have equal scores."""
+    score = np.float32(0)
+    for w in range(vectors_NW.shape[1]):
+        score += vectors_NW[item, w] * interests_BSW[user, s, w]
+    return score
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _hold(
     keys_BC: Keys,
     user_B: NDArray[np.void],
@@ -122,7 +131,6 @@ def _hold(
     excluded: Ints,
 ) -> None:
     """Score the first `count` of what was found (FOUND), a user's items ascending, and hold those that may be best."""
-    width = vectors_NW.shape[1]
     for f in range(count):
         user, item, which = found_F[f].user, found_F[f].item, found_F[f].interests
         own = user_B[user]
@@ -134,9 +142,7 @@ def _hold(
         while which:
             s = lowest_bit(which)
             which &= which - 1
-            score = np.float32(0)
-            for w in range(width):
-                score += vectors_NW[item, w] * interests_BSW[user, s, w]
+            score = product(vectors_NW, item, interests_BSW, user, s)
             if score > best:
                 best, first = score, s
         if len(bonus_N):

@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from hymirec.simd import I32, I64, LANES, VECTOR, Emitter, has_avx2
+from hymirec.simd import I32, I64, LANES, VECTOR, Emitter
 
 REGISTERS, QUERIES = 3, 4
 STRIPE = LANES * REGISTERS
@@ -25,11 +25,6 @@ WIDE_STEP, NARROW_STEP = 4, 2
 
 I1, I16 = ir.IntType(1), ir.IntType(16)
 SHORTS, BYTES, PAIRS = ir.VectorType(I16, LANES), ir.VectorType(ir.IntType(8), 2 * LANES), ir.VectorType(I32, 8)
-
-
-def available() -> bool:
-    """Whether this processor has the instructions of one of the two."""
-    return has_avx2()
 
 
 def _wide_product(emit: Emitter, total: Any, codes: Any, query: Any) -> Any:

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from hymirec.config import RetrievalConfig
 from hymirec.errors import ModelError, RequestError
-from hymirec.retrieval import Bonus, ItemIndex, for_batches, tiles
+from hymirec.retrieval import Bonus, ItemIndex, for_batches
 from hymirec.retrieval.device import DeviceFlat
 from hymirec.retrieval.exhaustive import ExhaustiveIndex
 from hymirec.retrieval.index import Hits
 from hymirec.retrieval.kinds import FaissIndex
 from hymirec.retrieval.panels import MOST, NARROW_QUERY_MOST, NORM, ZERO, pack_items, pack_queries
-from hymirec.simd import has_vnni
+from hymirec.simd import has_avx2, has_vnni
 
 FLAT = RetrievalConfig(index="flat")
 needs_avx2 = pytest.mark.usefixtures("avx2")
@@ -26,7 +26,7 @@ needs_avx2 = pytest.mark.usefixtures("avx2")
 @pytest.fixture
 def avx2() -> None:
     """These tests are of the kernel; elsewhere torch takes the products."""
-    assert tiles.available(), "this processor has no AVX2, so what is tested here does not run on it"
+    assert has_avx2(), "this processor has no AVX2, so what is tested here does not run on it"
 
 
 def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -234,7 +234,7 @@ def test_any_index_is_searched_as_flat_is() -> None:
 def test_without_avx2_torch_takes_all_products(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(3)
     vectors, queries = unit(rng, 50, 8), unit(rng, 2, 2, 8)
-    monkeypatch.setattr(tiles, "available", lambda: False)
+    monkeypatch.setattr("hymirec.retrieval.exhaustive.has_avx2", lambda: False)
     index = for_batches(ItemIndex.build(vectors, FLAT))
     assert isinstance(index.searcher, DeviceFlat)
     assert for_batches(index) is index
