@@ -38,10 +38,11 @@ faults: install  ## the long fault runs: 1,760 SIGKILLs, damaged files, zombies 
 	@HYMIREC_MACHINE_RUNS=700 $(BIN)/python -m pytest -q tests/history/test_store_machine.py
 	@PYTHONPATH=tests $(BIN)/python tests/streaming/test_decode_fuzz.py 1000000
 
-lint: install  ## ruff, mypy --strict on hymirec/, import contract
+lint: install  ## ruff, mypy --strict on hymirec/, benchmarks and fault runs, import contract
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@MYPYPATH=tests:tests/faults:tests/benchmarks $(BIN)/mypy --follow-imports=silent tests/benchmarks tests/faults
 	@$(BIN)/lint-imports
 
 bench: install  ## benchmarks, each with its peer in the same run

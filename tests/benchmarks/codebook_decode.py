@@ -44,10 +44,12 @@ def figures() -> list[dict[str, object]]:
     half = weight.bfloat16().T
 
     def peer() -> torch.Tensor:
-        return F.embedding_bag(*bag, per_sample_weights=magnitudes, mode="sum")
+        found: torch.Tensor = F.embedding_bag(*bag, per_sample_weights=magnitudes, mode="sum")
+        return found
 
     def peer_projected() -> torch.Tensor:
-        return peer().bfloat16() @ half
+        found: torch.Tensor = peer().bfloat16() @ half
+        return found
 
     out, thin = torch.zeros(EVENTS, WIDTH), torch.zeros(EVENTS, HIDDEN)
     narrow = Int8Tables.of(projected)

@@ -20,7 +20,7 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent.parent)]
 
 import numpy as np
-import psutil
+import psutil  # type: ignore[import-untyped]
 import ray
 
 from hymirec.artifacts import read_json, write_json

@@ -32,6 +32,7 @@ Places = list[tuple[int, int]]
 
 def message(entry: Entry) -> tuple[str, bytes]:
     """The event as it is sent."""
+    assert entry.key is not None
     item = str(entry.key % 100_000)
     return event_message(
         Event(event_id=f"{entry.event_hash:016x}", user_id=entry.user_id, item_id=item, ts=entry.ts, action="click")

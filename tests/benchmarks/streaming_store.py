@@ -123,7 +123,9 @@ class OneValue:
 
     def read(self, user: str) -> int:
         """Newest 1,000."""
-        return len(np.frombuffer(self._db.get(user.encode())[-1_000 * RECORD.itemsize :], RECORD))
+        content = self._db.get(user.encode())
+        assert isinstance(content, bytes)
+        return len(np.frombuffer(content[-1_000 * RECORD.itemsize :], RECORD))
 
 
 class RedisLists:
@@ -229,9 +231,9 @@ def figures() -> Iterator[Figure]:
         if length == min(LENGTHS):
             yield from against_redis(ours, mine, name, directory / "redis", users)
             yield from against_redis(later, every, name_later, directory / "redis-waiting", users)
-            own, others = reads(ours, users), reads(peer, users)
+            own, other = reads(ours, users), reads(peer, users)
             for percent, goal in ((50, 40.0), (99, 100.0)):
-                what = f"one value a user: {np.percentile(others, percent):.0f}"
+                what = f"one value a user: {np.percentile(other, percent):.0f}"
                 what = f"read of the newest 1,000 events, p{percent} ({what})"
                 yield value(what, float(np.percentile(own, percent)), 0, goal, "us", at_least=False)
         shutil.rmtree(directory, ignore_errors=True)

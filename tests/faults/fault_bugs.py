@@ -122,7 +122,7 @@ def _unsynced_batch() -> None:
     def unsynced(self: RocksDBStore, *arguments: Any, **options: Any) -> None:
         begin(self, *arguments, **options)
         self._write = rocksdict.WriteOptions()
-        self._write.disable_wal = True
+        self._write.disable_wal = True  # type: ignore[method-assign,assignment]
 
     RocksDBStore.__init__ = unsynced  # type: ignore[method-assign]
 
@@ -139,7 +139,7 @@ def _wrong_shard() -> None:
     def shard(self: RedisStore, user_id: str) -> int:
         return xxhash.xxh3_64_intdigest(user_id.encode(), seed=os.getpid()) % self._config.shards
 
-    RedisStore._shard = shard  # type: ignore[method-assign]
+    RedisStore._shard = shard  # type: ignore[method-assign,assignment]
 
 
 def _letters_without_memory() -> None:

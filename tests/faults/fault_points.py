@@ -147,7 +147,7 @@ def watch_writes(points: Points) -> None:
     def opened(*arguments: Any, **options: Any) -> Any:
         return Watched(rocksdict.Rdict(*arguments, **options), points, write="write")
 
-    hymirec.history.rocksdb.Rdict = opened  # type: ignore[assignment,misc]
+    hymirec.history.rocksdb.Rdict = opened  # type: ignore[assignment,misc,attr-defined]
     redis.client.Pipeline.execute = _around_method(redis.client.Pipeline.execute, points)  # type: ignore[method-assign]
 
 

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def recommender_kills(bundle: Path, directory: Path, kills: int, seed: int = 1, 
                 victim = rng.choice(application.processes("Recommender"))
                 killed = time.monotonic()
                 os.kill(victim, signal.SIGKILL)
-                until(lambda victim=victim: _replaced(application, victim), REPLACED_SECONDS)
+                until(partial(_replaced, application, victim), REPLACED_SECONDS)
                 replaced.append(time.monotonic() - killed)
                 sys.stderr.write(f"{number} recommenders killed: {_answers(loading.samples)}\n")
             asked = len(loading.samples.asked)
@@ -77,7 +78,7 @@ def writer_kills(bundle: Path, directory: Path, kills: int, seed: int = 1, clien
                 (victim,) = application.processes("HistoryWriter")
                 killed = time.monotonic()
                 os.kill(victim, signal.SIGKILL)
-                until(lambda victim=victim: victim not in application.processes("HistoryWriter"), 60)
+                until(partial(_is_gone, application, victim), 60)
                 until(lambda: _caught_up(application), REPLACED_SECONDS)
                 caught_up.append(time.monotonic() - killed)
                 sys.stderr.write(f"{number} writers killed: {_answers(loading.samples)}\n")
@@ -103,6 +104,10 @@ def _replaced(application: Application, victim: int) -> bool:
     states = serve.status().applications[NAME].deployments["Recommender"].replica_states
     running = sum(count for state, count in states.items() if str(getattr(state, "value", state)) == "RUNNING")
     return victim not in processes and len(processes) == REPLICAS and running == REPLICAS
+
+
+def _is_gone(application: Application, victim: int) -> bool:
+    return victim not in application.processes("HistoryWriter")
 
 
 def _caught_up(application: Application) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,9 @@ class Truth:
         return None
 
 
-def _flip(path: Path) -> None:
+def _flip(name: str, directory: Path) -> None:
     """Another byte in the middle of a file."""
+    path = directory / name
     with path.open("r+b") as f:
         f.seek(path.stat().st_size // 2)
         value = f.read(1)
@@ -137,7 +139,7 @@ def damages(bundle: Path) -> dict[str, tuple[Callable[[Path], None], str]]:
     """Ways to damage a copy of a bundle, by name, each with what the refusal must name."""
     found: dict[str, tuple[Callable[[Path], None], str]] = {}
     for name in read_manifest(bundle).files:
-        found[f"a byte of {name}"] = (lambda directory, name=name: _flip(directory / name), name)
+        found[f"a byte of {name}"] = (partial(_flip, name), name)
     weights, vectors = "recommender/model.safetensors", "recommender/item_vectors.safetensors"
     return found | {
         "manifest is no JSON": (lambda directory: os.truncate(directory / MANIFEST, 200), MANIFEST),
