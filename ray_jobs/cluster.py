@@ -20,8 +20,9 @@ OBJECT_STORE_BYTES = 400 << 20
 # Ray gives a node 30 seconds to come up, which a machine that is busy with other things may not keep.
 START_ATTEMPTS = 6
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-# Serve's proxies turn away what the service has no room for; see hymirec/service/turnstile.py.
-PROXY_VARIABLE, PROXY_VALUE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve_apps.turnstile:middlewares"
+# Read when Ray starts on a node (cluster/Dockerfile says the same): Serve's proxies turn away what the service has no
+# room for; see hymirec/service/turnstile.py. What else Serve could be told, and why it is not: docs/lab-log.md.
+SERVE_ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_apps.turnstile:middlewares"}
 
 
 def home() -> Path:
@@ -65,7 +66,8 @@ def start_local(**options: Any) -> None:
 
     Raises whatever Ray raises at the last attempt.
     """
-    os.environ.setdefault(PROXY_VARIABLE, PROXY_VALUE)
+    for name, value in SERVE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
             ray.init(address="local", include_dashboard=False, log_to_driver=False, **options)

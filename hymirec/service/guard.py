@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import secrets
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -29,6 +31,8 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 ASKING = frozenset({"/v1/recommend", "/v1/explain"})
 # The page holds no data: a browser loads it without a token, and the page asks for one.
 PAGE = "/console"
+# Of answers, between the door and the turnstile: this door's name and how many it lets in.
+ROOM = b"x-hymirec-room"
 
 
 class Token(NamedTuple):
@@ -111,6 +115,7 @@ class Guard:
         self._app, self._most, self._tokens, self._observe = app, max_body_bytes, tokens, observe
         self._limit, self._rates = limit, rates
         self._max_in_flight = max_in_flight
+        self._name = secrets.token_hex(4)
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,6 +123,8 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if self._limit and scope["path"] in ASKING:
+            send = partial(self._tell_room, self._limit, send)
         refused = self._refused(scope, dict(scope["headers"]))
         if refused is not None:
             await _answer(send, refused)
@@ -128,6 +135,13 @@ class Guard:
                 await self._bounded(scope, receive, send)
         finally:
             self._in_flight -= 1
+
+    async def _tell_room(self, limit: Limit, send: Send, message: MutableMapping[str, Any]) -> None:
+        """Send, and tell the turnstile how many are let in."""
+        if message["type"] == "http.response.start":
+            room = (ROOM, f"{self._name} {limit.value}".encode())
+            message = {**message, "headers": [*message.get("headers", ()), room]}
+        await send(message)
 
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the body, at most so many bytes, whatever its declared length, and hand it on."""

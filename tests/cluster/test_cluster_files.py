@@ -15,6 +15,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from hymirec.config import PipelineConfig, ServiceConfig, load, parse
+from ray_jobs.cluster import SERVE_ENVIRONMENT
 from serve_apps.app import build
 from serve_apps.local import read_service
 
@@ -232,6 +233,11 @@ def test_compose_names_files_that_exist_and_publishes_nothing_beyond_loopback() 
     assert "--node-ip-address=127.0.0.1" in start
     assert "--dashboard-host=127.0.0.1" in start
     assert services["ray"]["environment"]["RAY_AUTH_MODE"] == "token"
+
+
+def test_serve_runs_in_the_image_as_on_a_laptop() -> None:
+    text = (CLUSTER / "Dockerfile").read_text()
+    assert dict(re.findall(r"(RAY_SERVE_\w+)=(\S+)", text)) == SERVE_ENVIRONMENT
 
 
 def test_compose_runs_what_the_shipped_service_asks_for() -> None:

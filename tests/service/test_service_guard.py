@@ -10,7 +10,8 @@ import pytest
 from service_kit import Recorder
 
 from hymirec.errors import ConfigError
-from hymirec.service.guard import Guard, is_loopback, needed_scope, read_tokens
+from hymirec.service.guard import ROOM, Guard, is_loopback, needed_scope, read_tokens
+from hymirec.service.limit import Limit
 from hymirec.service.rates import Rates
 from hymirec.telemetry import RATE_LIMITED, SHED
 
@@ -123,6 +124,18 @@ def test_too_many_requests_at_once_are_turned_away_with_a_time_to_come_back() ->
     first, second, third = asyncio.run(go())
     assert [reply.status_code for reply in (first, second, third)] == [200, 503, 200]
     assert second.headers["retry-after"] == "1"
+
+
+def test_each_answer_to_who_asks_tells_the_turnstile_how_many_are_let_in() -> None:
+    limit = Limit(5, 1.0)
+    guard = Guard(echo, 1024, 8, None, limit=limit)
+    first, other = ask(guard, "POST", "/v1/recommend"), ask(guard, "POST", "/v1/events")
+    assert first.headers[ROOM.decode()].split()[1] == "5"
+    assert ROOM.decode() not in other.headers
+    limit.inside = 5
+    refused = ask(guard, "POST", "/v1/explain")
+    assert refused.status_code == 503
+    assert refused.headers[ROOM.decode()] == first.headers[ROOM.decode()]
 
 
 def test_a_token_that_asks_too_often_is_turned_away_and_another_one_is_not(token_file: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 
-from hymirec.service.turnstile import MOST_BYTES, Turnstile
+from hymirec.service.guard import ROOM
+from hymirec.service.turnstile import CALM_SECONDS, MOST_BYTES, Turnstile
 from hymirec.telemetry import Metric
 
 PATH = "/v1/recommend"
@@ -22,6 +23,7 @@ class Door:
     def __init__(self, room: int, seconds: float = 0.02, headers: Any = ((b"Retry-After", b"1"),)) -> None:
         self.room, self.seconds, self._headers = room, seconds, list(headers)
         self.detail = b"no room"
+        self.told = b""
         self.inside = self.asked = self.answered = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -38,7 +40,8 @@ class Door:
         finally:
             self.inside -= 1
         self.answered += 1
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        told = [(ROOM, self.told)] if self.told else []
+        await send({"type": "http.response.start", "status": 200, "headers": told})
         await send({"type": "http.response.body", "body": b"{}"})
 
 
@@ -169,3 +172,82 @@ def test_a_door_that_opens_is_noticed() -> None:
     door.room = 40
     replies = run(overload(turnstile, door, times=0.5, seconds=1.0))
     assert [reply.status_code for reply in replies[len(replies) // 2 :]] == [200] * (len(replies) - len(replies) // 2)
+
+
+class Way:
+    """A door that requests come to one by one: a crowd that gathers before it is inside the turnstile, too."""
+
+    def __init__(self, door: Door) -> None:
+        self.door, self._one = door, asyncio.Lock()
+        self.longest = 0.0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        clock = asyncio.get_running_loop().time
+        begun = clock()
+        async with self._one:
+            await asyncio.sleep(0.005)
+        self.longest = max(self.longest, clock() - begun)
+        await self.door(scope, receive, send)
+
+
+def test_a_crowd_on_its_way_to_the_door_is_not_taken_for_room() -> None:
+    ways = []
+    for told in ((), ((ROOM, b"front 8"),)):
+        way = Way(Door(room=8, seconds=0.1, headers=[(b"retry-after", b"1"), *told]))
+        turnstile = Turnstile(way)
+        # Everybody comes at once; then ten times what is answered.
+        first, replies = run(both(turnstile, way.door))
+        assert all(ROOM.decode() not in reply.headers for reply in first + replies)
+        ways.append(way)
+    silent, telling = ways
+    assert telling.door.asked < silent.door.asked
+    assert telling.door.answered >= 0.9 * silent.door.answered
+
+
+async def both(turnstile: Turnstile, door: Door) -> tuple[list[httpx.Response], list[httpx.Response]]:
+    first = asyncio.create_task(burst(turnstile, 60))
+    replies = await overload(turnstile, door, times=10, seconds=2.0)
+    return await first, replies
+
+
+def test_who_comes_beyond_what_the_doors_say_never_gets_on_the_way() -> None:
+    door = Door(room=8)
+    door.told = b"front 8"
+    turnstile = Turnstile(door)
+
+    async def go() -> list[httpx.Response]:
+        await burst(turnstile, 1)
+        assert turnstile.bound == 8
+        return await burst(turnstile, 20)
+
+    replies = run(go())
+    assert sorted(reply.status_code for reply in replies) == [200] * 8 + [503] * 12
+    assert door.asked == 1 + 8
+    refused = next(reply for reply in replies if reply.status_code == 503)
+    assert refused.headers["retry-after"] == "1"
+    assert refused.json()["status"] == 503
+    door.told = b"back 5"
+    run(burst(turnstile, 1))
+    assert turnstile.bound == 8 + 5
+    door.told = b"front 9"
+    run(burst(turnstile, 1))
+    assert turnstile.bound == 9 + 5
+
+
+def test_it_remembers_how_many_the_door_held_until_the_crowd_has_been_gone_for_a_minute() -> None:
+    door = Door(room=4)
+    turnstile = Turnstile(door)
+
+    async def go() -> list[int | None]:
+        bounds = []
+        await burst(turnstile, 8)
+        for seconds in (1.0, CALM_SECONDS):
+            await asyncio.sleep(seconds)
+            await burst(turnstile, 1)
+            bounds.append(turnstile.bound)
+        return bounds
+
+    first, second = run(go())
+    assert first is not None
+    assert 4 <= first < 6
+    assert second is None
