@@ -188,11 +188,20 @@ class _Source:
     def poll(self, timeout: float, most: int) -> list[Message]:
         """See `EventSource.poll`."""
         found: list[Message] = []
+        append, waiting, make = found.append, self._waiting, tuple.__new__
         for message in self._consumer.consume(num_messages=most, timeout=timeout):
             error = message.error()
             if error is None:
-                if (made := _message(message)).partition not in self._waiting:
-                    found.append(made)
+                partition = message.partition()
+                if partition in waiting:
+                    continue
+                kind, log_ms = message.timestamp()
+                if kind == TIMESTAMP_NOT_AVAILABLE:
+                    log_ms = 0
+                headers = message.headers()
+                named = _named(headers) if headers else ()
+                # As `Message(...)` makes it, in half the time.
+                append(make(Message, (partition, message.offset(), message.key(), message.value(), log_ms, named)))
             elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                 # Said once and never again: whoever swallows it stands still for ever.
                 raise PositionOutOfRangeError(
@@ -214,17 +223,8 @@ class _Source:
         self._consumer.close()
 
 
-def _message(message: Any) -> Message:
-    kind, log_ms = message.timestamp()
-    headers = message.headers()
-    return Message(
-        message.partition(),
-        message.offset(),
-        message.key(),
-        message.value(),
-        log_ms if kind != TIMESTAMP_NOT_AVAILABLE else 0,
-        tuple((name, value or b"") for name, value in headers) if headers else (),
-    )
+def _named(headers: Any) -> tuple[tuple[str, bytes], ...]:
+    return tuple((name, value or b"") for name, value in headers)
 
 
 class _Sender:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import repeat
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 import xxhash
@@ -41,6 +42,20 @@ class _Message(msgspec.Struct, gc=False):
     type: str = "event"
 
 
+_Id = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_BYTES)]
+
+
+class _Plain(msgspec.Struct, gc=False):
+    """What nearly all messages are like."""
+
+    user_id: _Id
+    item_id: _Id
+    event_id: _Id
+    ts: Annotated[int, msgspec.Meta(ge=0, le=MAX_TS)]
+    action: str = "view"
+    type: Literal["event"] = "event"
+
+
 class DecodedBatch(NamedTuple):
     """Entries in order of the log, how often each thing was put right, and what cannot be used, with the reason."""
 
@@ -52,6 +67,7 @@ class DecodedBatch(NamedTuple):
 # Messages decoded at once: one bad message costs so many others a decoding of their own.
 AT_ONCE = 256
 _decoder = msgspec.json.Decoder(_Message)
+_plain_decoder = msgspec.json.Decoder(_Plain)
 
 
 def decode(value: bytes | None, offset: int, log_ms: int = 0) -> Decoded:
@@ -90,48 +106,53 @@ def decode_all(messages: Sequence[Message]) -> DecodedBatch:
     entries: list[Entry] = []
     notes: Counter[str] = Counter()
     rejected: list[tuple[Message, EventError]] = []
-    digest, append = xxhash.xxh3_64_intdigest, entries.append
     for start in range(0, len(messages), AT_ONCE):
         part = messages[start : start + AT_ONCE]
-        lines: Sequence[_Message | None] = _lines(part) or [None] * len(part)
-        for message, raw in zip(part, lines, strict=True):
-            if raw is not None and raw.type == "event":
-                user, item, event, ts = raw.user_id, raw.item_id, raw.event_id, raw.ts
-                action, log_ms = ACTIONS.get(raw.action or "view"), message[4]
-                # What nearly all are like; of others `decode` says what is to be said.
-                if (
-                    action is not None
-                    and type(user) is type(item) is type(event) is str
-                    and user.isascii()
-                    and 0 < len(user) <= MAX_ID_BYTES
-                    and item.isascii()
-                    and 0 < len(item) <= MAX_ID_BYTES
-                    and event.isascii()
-                    and 0 < len(event) <= MAX_ID_BYTES
-                    and ts is not None
-                    and 0 <= ts <= MAX_TS
-                    and (not log_ms or ts <= log_ms // 1000 + FUTURE_SECONDS)
-                ):
-                    key, event_hash = digest(item.encode()), digest(event.encode())
-                    append(Entry(message[1], user, key, ts, action, event_hash, log_ms))
-                    continue
+        plain = _plain_entries(part)
+        if plain is not None:
+            entries += plain
+            continue
+        for message in part:
             try:
                 entry, put_right = decode(message.value, message.offset, message.log_ms)
             except EventError as e:
                 rejected.append((message, e))
                 continue
-            append(entry)
+            entries.append(entry)
             notes.update(put_right)
     return DecodedBatch(entries, notes, rejected)
 
 
-def _lines(messages: Sequence[Message]) -> list[_Message] | None:
+def _plain_entries(messages: Sequence[Message]) -> list[Entry] | None:
+    """Entries of messages that are all as nearly all are; None: `decode` has to look at each of them."""
+    _, offsets, _, values, times_ms, _ = zip(*messages, strict=True)
+    lines = _lines(values)
+    if lines is None:
+        return None
+    users = [line.user_id for line in lines]
+    items = [line.item_id for line in lines]
+    events = [line.event_id for line in lines]
+    times = [line.ts for line in lines]
+    actions = [ACTIONS.get(line.action) for line in lines]
+    # Of ASCII as many bytes as characters, which the decoder has counted. 0: the log tells no time.
+    if None in actions or not "".join((*users, *items, *events)).isascii():
+        return None
+    if max(times) > min(times_ms) // 1000 + FUTURE_SECONDS and any(
+        log_ms and ts > log_ms // 1000 + FUTURE_SECONDS for ts, log_ms in zip(times, times_ms, strict=True)
+    ):
+        return None
+    digest = xxhash.xxh3_64_intdigest
+    keys, hashes = map(digest, map(str.encode, items)), map(digest, map(str.encode, events))
+    columns = zip(offsets, users, keys, times, actions, hashes, times_ms, strict=True)
+    return list(map(tuple.__new__, repeat(Entry), columns))
+
+
+def _lines(values: Sequence[bytes | None]) -> list[_Plain] | None:
     """The messages as one text of one line each; None when they must be decoded one by one.
 
     A text that begins with a brace, ends with one and holds no line break cannot run into the next line: nothing that
     ends so may be followed by a brace within one value. One line may still be several values, which the count tells.
     """
-    values = [message[3] for message in messages]
     for value in values:
         if not value or value[0] != _OPEN or value[-1] != _CLOSE or len(value) > MAX_BYTES:
             return None
@@ -139,7 +160,7 @@ def _lines(messages: Sequence[Message]) -> list[_Message] | None:
     if text.count(b"\n") != len(values) - 1:
         return None
     try:
-        found = _decoder.decode_lines(text)
+        found = _plain_decoder.decode_lines(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return found if len(found) == len(values) else None
