@@ -83,7 +83,8 @@ class Turnstile:
     def _learn(self, answer: _Answer) -> None:
         door, _, room = answer.room.partition(b" ")
         if room.isdigit() and (door in self._rooms or len(self._rooms) < MOST_DOORS):
-            self._rooms[door] = int(room)
+            # Never none: nobody would ever come in to hear otherwise.
+            self._rooms[door] = max(1, int(room))
         now = asyncio.get_running_loop().time()
         if answer.is_refusal:
             self._refusal, self._refused = (answer.headers, answer.body), now

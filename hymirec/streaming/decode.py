@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import repeat
 from typing import Annotated, Literal, NamedTuple
 
@@ -64,8 +64,8 @@ class DecodedBatch(NamedTuple):
     rejected: list[tuple[Message, EventError]]
 
 
-# Messages decoded at once: one bad message costs so many others a decoding of their own.
-AT_ONCE = 256
+# Messages decoded at once, and where one of them is not plain: it costs so many others a decoding of their own.
+AT_ONCE, FEW = 256, 16
 _decoder = msgspec.json.Decoder(_Message)
 _plain_decoder = msgspec.json.Decoder(_Plain)
 
@@ -106,11 +106,10 @@ def decode_all(messages: Sequence[Message]) -> DecodedBatch:
     entries: list[Entry] = []
     notes: Counter[str] = Counter()
     rejected: list[tuple[Message, EventError]] = []
-    for start in range(0, len(messages), AT_ONCE):
-        part = messages[start : start + AT_ONCE]
-        plain = _plain_entries(part)
+    for part, plain in _parts(messages):
         if plain is not None:
-            entries += plain
+            entries += plain.entries
+            notes.update(plain.notes)
             continue
         for message in part:
             try:
@@ -123,8 +122,25 @@ def decode_all(messages: Sequence[Message]) -> DecodedBatch:
     return DecodedBatch(entries, notes, rejected)
 
 
-def _plain_entries(messages: Sequence[Message]) -> list[Entry] | None:
-    """Entries of messages that are all as nearly all are; None: `decode` has to look at each of them."""
+class _PlainBatch(NamedTuple):
+    entries: list[Entry]
+    notes: dict[str, int]
+
+
+def _parts(messages: Sequence[Message]) -> Iterator[tuple[Sequence[Message], _PlainBatch | None]]:
+    """The messages in parts, each with what it decodes to if all of it is plain."""
+    for start in range(0, len(messages), AT_ONCE):
+        part = messages[start : start + AT_ONCE]
+        plain = _plain_batch(part)
+        if plain is not None:
+            yield part, plain
+            continue
+        for few in range(0, len(part), FEW):
+            yield (less := part[few : few + FEW]), _plain_batch(less)
+
+
+def _plain_batch(messages: Sequence[Message]) -> _PlainBatch | None:
+    """What messages that are all as nearly all are decode to; None: `decode` has to look at each of them."""
     _, offsets, _, values, times_ms, _ = zip(*messages, strict=True)
     lines = _lines(values)
     if lines is None:
@@ -133,10 +149,17 @@ def _plain_entries(messages: Sequence[Message]) -> list[Entry] | None:
     items = [line.item_id for line in lines]
     events = [line.event_id for line in lines]
     times = [line.ts for line in lines]
-    actions = [ACTIONS.get(line.action) for line in lines]
-    # Of ASCII as many bytes as characters, which the decoder has counted. 0: the log tells no time.
-    if None in actions or not "".join((*users, *items, *events)).isascii():
+    actions = [ACTIONS.get(line.action, OTHER) for line in lines]
+    notes = {}
+    if OTHER in actions:
+        if not all(line.action for line in lines):
+            return None
+        if unknown := sum(line.action not in ACTIONS for line in lines):
+            notes["unknown_action"] = unknown
+    # Of ASCII as many bytes as characters, which the decoder has counted.
+    if not "".join((*users, *items, *events)).isascii():
         return None
+    # 0: the log tells no time.
     if max(times) > min(times_ms) // 1000 + FUTURE_SECONDS and any(
         log_ms and ts > log_ms // 1000 + FUTURE_SECONDS for ts, log_ms in zip(times, times_ms, strict=True)
     ):
@@ -144,7 +167,7 @@ def _plain_entries(messages: Sequence[Message]) -> list[Entry] | None:
     digest = xxhash.xxh3_64_intdigest
     keys, hashes = map(digest, map(str.encode, items)), map(digest, map(str.encode, events))
     columns = zip(offsets, users, keys, times, actions, hashes, times_ms, strict=True)
-    return list(map(tuple.__new__, repeat(Entry), columns))
+    return _PlainBatch(list(map(tuple.__new__, repeat(Entry), columns)), notes)
 
 
 def _lines(values: Sequence[bytes | None]) -> list[_Plain] | None:

@@ -70,7 +70,7 @@ def valid(rng: random.Random) -> bytes:
         "user_id": rng.choice(["u1", 5, "Ω", ""]),
         "item_id": rng.choice(["i1", 2**70, "☕"]),
         "ts": rng.choice([0, 1_700_000_000, 1_700_009_999, 2**32 - 1]),
-        "action": rng.choice(["click", "view", "what", None]),
+        "action": rng.choice(["click", "view", "what", "other", "", None]),
     }
     if rng.random() < 0.3:
         event[rng.choice(["more", "type", "ts", "nested"])] = rng.choice(["erase", "event", [1, {"a": [2]}], {}, 1.5])
