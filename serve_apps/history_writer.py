@@ -6,11 +6,10 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from hymirec.config import ServiceConfig
-from hymirec.service.logs import start_logs
 from hymirec.service.writer import Writer
 from serve_apps.meters import Meters
+from serve_apps.replica import begin
 from serve_apps.stages import RankerHandle
-from serve_apps.tracing import start_tracing
 
 
 @serve.deployment
@@ -18,8 +17,7 @@ class HistoryWriter(Writer):
     """Owns the partitions it is given. Starts where the store says it is, so it may be killed at any time."""
 
     def __init__(self, config: ServiceConfig, recommender: DeploymentHandle) -> None:
-        start_logs(config.log_format)
-        start_tracing(config)
+        begin(config)
         super().__init__(config, RankerHandle("recommender", recommender), Meters())
 
     async def check_health(self) -> None:

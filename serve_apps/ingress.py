@@ -11,10 +11,9 @@ from ray.serve.handle import DeploymentHandle
 from hymirec.config import ServiceConfig
 from hymirec.service.api import create_api
 from hymirec.service.frontend import Frontend
-from hymirec.service.logs import start_logs
 from serve_apps.meters import Meters
+from serve_apps.replica import begin
 from serve_apps.stages import RankerHandle, WriterHandle
-from serve_apps.tracing import start_tracing
 
 
 @serve.deployment
@@ -25,8 +24,7 @@ class Ingress:
     def __init__(
         self, config: ServiceConfig, base: str, recommender: DeploymentHandle, writer: DeploymentHandle
     ) -> None:
-        start_logs(config.log_format)
-        start_tracing(config)
+        begin(config)
         self._config, self._meters = config, Meters()
         ranker, histories = RankerHandle("recommender", recommender), WriterHandle("history writer", writer)
         self._frontend = Frontend(config, ranker, histories, Path(base), self._meters)

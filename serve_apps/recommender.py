@@ -7,10 +7,9 @@ import asyncio
 from ray import serve
 
 from hymirec.config import ServiceConfig
-from hymirec.service.logs import start_logs
 from hymirec.service.ranker import Ranker
 from serve_apps.meters import Meters
-from serve_apps.tracing import start_tracing
+from serve_apps.replica import begin
 
 
 @serve.deployment
@@ -18,8 +17,7 @@ class Recommender(Ranker):
     """Stateless but for the bundle; any number of replicas."""
 
     def __init__(self, config: ServiceConfig) -> None:
-        start_logs(config.log_format)
-        start_tracing(config)
+        begin(config)
         super().__init__(config, Meters())
         self._following: asyncio.Task[None] | None = None
 

@@ -16,6 +16,8 @@ from hymirec.history.pages import Changes
 from hymirec.history.rocksdb_logs import check_logs
 
 DICTIONARY_BYTES, BLOCK_BYTES, CACHE_BYTES = 64 << 10, 16 << 10, 64 << 20
+# Of a file, for its dictionary. Three times as much saves .2 % and costs an event 1 us.
+TRAIN_BYTES = 32 * DICTIONARY_BYTES
 # Up to so many values are found sooner one by one than together.
 FEW = 6
 # What opening needs beside the contents of the logs: manifest, options, a new log.
@@ -154,7 +156,7 @@ def _options() -> Options:
     options, blocks = Options(raw_mode=True), BlockBasedOptions()
     options.set_compression_type(DBCompressionType.zstd())
     options.set_compression_options(*ZSTD, DICTIONARY_BYTES)
-    options.set_zstd_max_train_bytes(100 * DICTIONARY_BYTES)
+    options.set_zstd_max_train_bytes(TRAIN_BYTES)
     blocks.set_block_size(BLOCK_BYTES)
     blocks.set_block_cache(Cache(CACHE_BYTES))
     blocks.set_bloom_filter(10, False)
