@@ -1,11 +1,12 @@
 """How a batch becomes pages.
 
-Appending touches the head and the last page only, so it costs the same for any length of history. Full pages go into
-one value together, four when the fourth is full, then sixteen, so that a read finds few values; each event is written
-twice more for it, however long its history. Late events are appended like others and sorted when read. Of a long
-history whole old pages go, when a new page is begun: those before the last `max_events` appended; and of the oldest
-that are left up to two whose every event is too old by the log's clock. Pages of one value leave the store together,
-when the last of them goes. Reads keep the bounds to the event. Everything is a function of the sequence of entries
+Appending writes the head alone, in which the last page lies, so it costs the same for any length of history. A page
+that is full gets a value of its own when the next one is begun. Full pages go into one value together, four when the
+fourth is full, then sixteen, so that a read finds few values; each event is written twice more for it, however long its
+history. Late events are appended like others and sorted when read. Of a long history whole old pages go, when a new
+page is begun: those before the last `max_events` appended; and of the oldest that are left up to two whose every event
+is too old by the log's clock. Pages of one value leave the store together, when the last of them goes. Reads keep the
+bounds to the event. Everything is a function of the sequence of entries
 alone, however it is cut into batches, and however many of them are written at once.
 """
 
@@ -39,21 +40,24 @@ from hymirec.history.pages import (
     value_pages,
 )
 from hymirec.history.record import (
+    HASH_BYTES,
     PAGE_RECORDS,
     RECORD_COLUMNS,
     Head,
+    Tail,
     Tombstone,
     merge_pages,
     pack_columns,
     pack_hashes,
+    pack_head,
     unpack_hash_pages,
     unpack_records,
+    unpack_tail,
 )
 from hymirec.history.store import ApplyResult, Entry, PartitionBatch
 
 # Old pages looked at when a page is begun: two, so that a history of old pages shrinks.
 EXPIRED_AT_ONCE = 2
-HASH_BYTES = 8
 MARKS, MARK_BYTES, MARKED_ANEW = 32_768, 4_096, 1_024
 # Page, head, keys and marks of a user that is held, in event ids.
 USER_WEIGHT = 800
@@ -87,6 +91,10 @@ class Page:
         """The records as a value."""
         return pack_columns(self.keys, self.times, self.actions)
 
+    def pack_with(self, head: Head) -> bytes:
+        """The head as a value, with this as its last page."""
+        return pack_head(head, self.keys, self.times, self.actions, self.hashes)
+
 
 @dataclass(slots=True)
 class User:
@@ -106,8 +114,8 @@ class User:
     groups: dict[int, int] = field(default_factory=dict)
     # As the head in the store has it, but for the number of records; it changes when a page is begun.
     stored: Head = field(default_factory=Head)
-    # Of the keys of its pages; made once.
-    prefixes: tuple[bytes, bytes] | None = None
+    # Whether the last page has values of its own in the store, as older programs wrote it.
+    apart: bool = False
 
     def mark(self, entries: Sequence[Entry]) -> list[int]:
         """Set the marks of events; returns the event ids that were perhaps seen, here or before, and those of erasures.
@@ -280,6 +288,8 @@ class Appender:
     def _turn(self, user_id: str, user: User, entry: Entry) -> None:
         """Begin a page, and let old ones go."""
         head = user.head
+        # So far it lay in the head.
+        user.dirty[head.last_page] = user.page
         head.last_page += 1
         user.page = Page()
         _let_go(head, max(head.first_page, head.last_page - self._bounds.keep_pages + 1))
@@ -321,32 +331,45 @@ class Appender:
         stored = replace(user.stored, last_page=user.head.last_page)
         for key in (*record_keys(user_id, every_page(stored)), *hash_keys(user_id, stored)):
             self._changes.delete(key)
-        user.head, user.page, user.dirty, user.groups, user.stored = Head(), Page(), {}, {}, Head()
+        user.head, user.page, user.dirty, user.groups = Head(), Page(), {}, {}
+        user.stored, user.apart = Head(), False
         user.recent.clear()
         user.mark_anew()
 
     def _write(self, user_id: str, user: User, changes: Changes) -> None:
         if not user.dirty:
             return
+        head = user.head
+        changes.put(head_key(user_id), user.page.pack_with(head))
+        if head.last_page != user.stored.last_page or user.apart:
+            self._write_pages(user_id, user, changes)
+        user.dirty, user.groups = {}, {}
+
+    def _write_pages(self, user_id: str, user: User, changes: Changes) -> None:
+        """What lies beside the head, once a page was begun."""
         head, dirty = user.head, user.dirty
-        records, event_ids = user.prefixes = user.prefixes or (pages_prefix(b"h", user_id), pages_prefix(b"d", user_id))
+        records, event_ids = pages_prefix(b"h", user_id), pages_prefix(b"d", user_id)
+        if user.apart:
+            number = PAGE_NUMBER.pack(user.stored.last_page)
+            changes.delete(records + number)
+            changes.delete(event_ids + number)
+            user.apart = False
         grouped = self._put_together(user_id, user, changes) if user.groups else ()
         for page, content in dirty.items():
+            if page == head.last_page:
+                continue
             number = PAGE_NUMBER.pack(page)
             if page >= head.first_value and page not in grouped:
                 changes.put(records + number, content.pack())
             if page >= head.first_page:
                 changes.put(event_ids + number, pack_hashes(content.hashes))
-        if head.last_page != user.stored.last_page:
-            # Those before went when an earlier page was begun.
-            for page in range(user.stored.first_value, head.first_value):
-                changes.delete(records + PAGE_NUMBER.pack(page))
-            gone, stay = (max(at.first_page, at.last_page - self._bounds.hash_pages + 1) for at in (user.stored, head))
-            for page in range(gone, stay):
-                changes.delete(event_ids + PAGE_NUMBER.pack(page))
-            user.stored = replace(head)
-        changes.put(head_key(user_id), head.pack())
-        user.dirty, user.groups = {}, {}
+        # Those before went when an earlier page was begun.
+        for page in range(user.stored.first_value, head.first_value):
+            changes.delete(records + PAGE_NUMBER.pack(page))
+        gone, stay = (max(at.first_page, at.last_page - self._bounds.hash_pages + 1) for at in (user.stored, head))
+        for page in range(gone, stay):
+            changes.delete(event_ids + PAGE_NUMBER.pack(page))
+        user.stored = replace(head)
 
     def _put_together(self, user_id: str, user: User, changes: Changes) -> set[int]:
         """The pages that lie in one value from now on; returns their numbers."""
@@ -371,14 +394,15 @@ class Appender:
 
     def _pages(self, user_id: str, user: User, wanted: range) -> list[bytes]:
         """Values that hold these pages. Raises StoreDamagedError when one is missing."""
-        waiting = [page for page in user.dirty if page in wanted]
+        held = {**user.dirty, user.head.last_page: user.page}
+        waiting = [page for page in held if page in wanted]
         stored = range(wanted.start, waiting[0] if waiting else wanted.stop)
         values: list[bytes] = []
         if stored:
             pages = [page for page in value_pages(user.stored) if page in stored]
             count = min(stored.stop * PAGE_RECORDS, user.head.total) - stored.start * PAGE_RECORDS
             values = read_values(self._get_many, user_id, pages, stored, count)
-        return values + [user.dirty[page].pack() for page in waiting]
+        return values + [held[page].pack() for page in waiting]
 
     def _hold(self) -> None:
         """Users that were written stay, as far as there is room: those that were used last."""
@@ -426,31 +450,38 @@ class Appender:
         count = len(user_ids)
         values = self._get_many([*map(head_key, user_ids), *map(tombstone_key, user_ids)])
         users: dict[str, User] = {}
-        wanted: dict[str, list[bytes]] = {}
+        wanted: dict[str, tuple[list[bytes], Tail | None]] = {}
         for user_id, value, buried in zip(user_ids, values[:count], values[count:], strict=True):
             user = users[user_id] = User()
             if buried is not None:
                 user.tombstone = Tombstone.unpack(buried, f"tombstone of user {user_id!r}")
             if value is not None:
                 head = user.head = Head.unpack(value, f"head of user {user_id!r}")
-                user.stored = replace(head)
+                tail, head.tail = head.tail, None
+                user.stored, user.apart = replace(head), tail is None
                 first = max(head.first_page, head.last_page - self._bounds.hash_pages + 1)
-                wanted[user_id] = [page_key(b"h", user_id, head.last_page)]
-                wanted[user_id] += hash_keys(user_id, Head(first, head.last_page))
-        pages = iter(self._get_many([key for keys in wanted.values() for key in keys]) if wanted else ())
-        for user_id, keys in wanted.items():
-            self._read_tail(user_id, users[user_id], list(islice(pages, len(keys))))
+                keys = hash_keys(user_id, Head(first, head.last_page, tail=tail))
+                wanted[user_id] = keys if tail else [page_key(b"h", user_id, head.last_page), *keys], tail
+        pages = iter(self._get_many([key for keys, _ in wanted.values() for key in keys]) if wanted else ())
+        for user_id, (keys, tail) in wanted.items():
+            self._read_tail(user_id, users[user_id], tail, list(islice(pages, len(keys))))
         return users
 
-    def _read_tail(self, user_id: str, user: User, pages: Sequence[bytes | None]) -> None:
+    def _read_tail(self, user_id: str, user: User, tail: Tail | None, pages: Sequence[bytes | None]) -> None:
         """The last page, to append to, and the event ids of the horizon."""
         found = [page for page in pages if page is not None]
         if len(found) < len(pages):
             raise page_missing(user_id)
-        records = unpack_records(found[0], f"page of user {user_id!r}")
-        keys, times, actions = (records[column].tolist() for column in RECORD_COLUMNS)
-        hashes = unpack_hash_pages(found[1:], f"event ids of user {user_id!r}")
-        last = array("Q", hashes[-len(keys) :].tobytes())
-        user.page = Page(array("Q", keys), array("I", times), bytearray(actions), last)
-        user.recent = bytearray(hashes[-self._bounds.horizon :].tobytes())
+        ids = f"event ids of user {user_id!r}"
+        if tail is None:
+            records = unpack_records(found[0], f"page of user {user_id!r}")
+            keys, times, actions = (records[column].tolist() for column in RECORD_COLUMNS)
+            hashes = unpack_hash_pages(found[1:], ids)
+            last = array("Q", hashes[-len(keys) :].tobytes())
+            user.page = Page(array("Q", keys), array("I", times), bytearray(actions), last)
+            recent = hashes.tobytes()
+        else:
+            user.page = Page(*unpack_tail(tail))
+            recent = unpack_hash_pages(found, ids).tobytes() + user.page.hashes.tobytes()
+        user.recent = bytearray(recent[-HASH_BYTES * self._bounds.horizon :])
         user.mark_anew()

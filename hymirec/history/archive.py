@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from hymirec.artifacts import verify, write_manifest
 from hymirec.errors import ArtifactDamagedError
-from hymirec.history.pages import hash_keys, hash_page_values, head_key, kept_columns, read_pages, record_values
-from hymirec.history.record import PAGE_RECORDS, RECORD, Head, unpack_hashes
+from hymirec.history.pages import event_ids, head_key, kept_columns, read_pages, user_values
+from hymirec.history.record import PAGE_RECORDS, RECORD, Head
 from hymirec.history.store import Position, RawStore
 
 KIND = "histories"
@@ -102,14 +102,13 @@ def _row(user_id: str, values: Mapping[bytes, bytes]) -> dict[str, Any]:
     head = Head.unpack(values[head_key(user_id)], f"head of {name}")
     pages = read_pages(lambda wanted: [*map(values.get, wanted)], user_id, head)
     keys, times, actions = kept_columns(user_id, head, pages)
-    hash_pages = [values[key] for key in hash_keys(user_id, head) if key in values]
     removed = head.first_page * PAGE_RECORDS
     return {
         "user": user_id,
         "item_key": keys,
         "ts": times,
         "action": actions,
-        "event_hash": [h for page in hash_pages for h in unpack_hashes(page, f"event ids of {name}")],
+        "event_hash": event_ids(user_id, head, values),
         "removed": removed,
     }
 
@@ -118,12 +117,7 @@ def _values(row: Mapping[str, Any]) -> dict[bytes, bytes]:
     """The row's values, as a store would have them into which nothing but these events was ever appended."""
     records = np.empty(len(row["item_key"]), RECORD)
     records["key"], records["ts"], records["action"] = row["item_key"], row["ts"], row["action"]
-    first, total = row["removed"] // PAGE_RECORDS, row["removed"] + len(records)
-    head = Head(first, max(first, (total - 1) // PAGE_RECORDS), total)
-    return {
-        **record_values(row["user"], first, records),
-        **dict(hash_page_values(row["user"], head, row["event_hash"])),
-    }
+    return user_values(row["user"], row["removed"] // PAGE_RECORDS, records, np.array(row["event_hash"], np.uint64))
 
 
 def is_empty(store: RawStore) -> bool:

@@ -1,32 +1,36 @@
 """Under which keys a user's history lies, and how its pages are read: the part that all stores share.
 
-Keys of one user:  b"m" head, b"h" + page pages of records, b"d" + page pages of hashes of event ids, b"e" tombstone.
-Full pages of records lie 16 or 4 in one value (`GROUPS`), under the number of the first, a multiple of 16 or 4.
-How they come about: `hymirec.history.append`.
+Keys of one user:  b"m" head and last page, b"h" + page full pages of records, b"d" + page hashes of their event ids,
+b"e" tombstone. Pages of records lie 16 or 4 in one value (`GROUPS`), under the number of the first, a multiple of 16 or
+4. How they come about: `hymirec.history.append`.
 """
 
 from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from hymirec.config import HistoryConfig
 from hymirec.errors import StoreDamagedError
 from hymirec.history.record import (
+    EVENT_HASH,
     PAGE_RECORDS,
     RECORD,
     RECORD_COLUMNS,
     Columns,
     Head,
     Records,
+    Tail,
     pack_hashes,
     pack_records,
     records_in,
+    unpack_hash_pages,
     unpack_pages,
 )
 from hymirec.history.store import History
@@ -129,17 +133,18 @@ def group_at(page: int, stop: int) -> int:
 
 def value_pages(head: Head) -> list[int]:
     """Numbers of the values that hold a user's pages of records, where no older program wrote."""
-    page, last = head.first_value + head.first_size, head.last_page
-    pages = [head.first_value]
-    while page <= last:
+    page, last, end = head.first_value, head.last_page, head.end
+    size, pages = head.first_size, []
+    while page < end:
         pages.append(page)
-        page += group_at(page, last)
+        page += size
+        size = group_at(page, last)
     return pages
 
 
 def every_page(head: Head) -> range:
     """All numbers under which a user's pages of records may lie."""
-    return range(head.first_value, head.last_page + 1)
+    return range(head.first_value, head.end)
 
 
 def record_keys(user_id: str, pages: Iterable[int]) -> list[bytes]:
@@ -151,7 +156,7 @@ def record_keys(user_id: str, pages: Iterable[int]) -> list[bytes]:
 def hash_keys(user_id: str, head: Head) -> list[bytes]:
     """Keys of the pages of event ids of a user; those before the horizon are not there."""
     prefix, pack = pages_prefix(b"d", user_id), PAGE_NUMBER.pack
-    return [prefix + pack(page) for page in range(head.first_page, head.last_page + 1)]
+    return [prefix + pack(page) for page in range(head.first_page, head.end)]
 
 
 def read_pages(get_many: GetMany, user_id: str, head: Head) -> list[bytes]:
@@ -179,7 +184,7 @@ def found_pages(user_id: str, values: Sequence[bytes | None], count: int) -> lis
 
 
 def laid_out(user_id: str, values: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """All that is kept of a user, with pages as `record_values` has them: equal for equal contents.
+    """All that is kept of a user, with pages as `user_values` has them: equal for equal contents.
 
     Raises StoreDamagedError or UnsupportedFormatError.
     """
@@ -191,31 +196,41 @@ def laid_out(user_id: str, values: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     records = np.empty(len(columns[0]), RECORD)
     for name, column in zip(RECORD_COLUMNS, columns, strict=True):
         records[name] = column
-    pages = set(record_keys(user_id, every_page(head)))
+    pages = {*record_keys(user_id, every_page(head)), *hash_keys(user_id, head)}
     beside = {key: value for key, value in values.items() if key not in pages}
-    return beside | record_values(user_id, head.first_page, records)
+    return beside | user_values(user_id, head.first_page, records, event_ids(user_id, head, values))
 
 
-def record_values(user_id: str, first_page: int, records: Records) -> dict[bytes, bytes]:
-    """The head and the pages of all records that a user keeps, as appending them makes them."""
+def event_ids(user_id: str, head: Head, values: Mapping[bytes, bytes]) -> NDArray[np.uint64]:
+    """Hashes of all event ids that are kept of a user, oldest first. Raises as `unpack_hash_pages`."""
+    pages = [values[key] for key in hash_keys(user_id, head) if key in values]
+    hashes = unpack_hash_pages(pages, f"event ids of user {user_id!r}")
+    return hashes if head.tail is None else np.concatenate([hashes, np.frombuffer(head.tail.hashes, EVENT_HASH)])
+
+
+def user_values(user_id: str, first_page: int, records: Records, hashes: NDArray[np.uint64]) -> dict[bytes, bytes]:
+    """The head and all pages of a user who keeps these records and event ids, as appending them makes them.
+
+    Raises StoreDamagedError where a record of the last page has no event id.
+    """
     total = first_page * PAGE_RECORDS + len(records)
     last_page = max(first_page, (total - 1) // PAGE_RECORDS)
-    head = Head(first_page, last_page, total, first_page, group_at(first_page, last_page))
-    pages = value_pages(head) if len(records) else []
+    start = (last_page - first_page) * PAGE_RECORDS
+    last, known = records[start:], len(hashes) - (len(records) - start)
+    if known < 0:
+        raise page_missing(user_id)
+    tail = Tail(
+        b"".join(last[column].tobytes() for column in RECORD_COLUMNS), hashes[known:].astype(EVENT_HASH).tobytes()
+    )
+    head = Head(first_page, last_page, total, first_page, group_at(first_page, last_page), tail)
+    pages = value_pages(head)
     starts = [(page - first_page) * PAGE_RECORDS for page in pages]
-    values = [
-        pack_records(records[start:stop]) for start, stop in zip(starts, [*starts[1:], len(records)], strict=True)
-    ]
-    return {head_key(user_id): head.pack(), **dict(zip(record_keys(user_id, pages), values, strict=True))}
-
-
-def hash_page_values(user_id: str, head: Head, hashes: Sequence[int]) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of the pages of a user's newest event ids; the last page has as many as the last of records."""
-    stop, page = len(hashes), head.last_page
-    size = head.total - head.last_page * PAGE_RECORDS
-    while stop > 0:
-        yield page_key(b"d", user_id, page), pack_hashes(hashes[stop - size : stop])
-        stop, page, size = stop - size, page - 1, PAGE_RECORDS
+    full = [pack_records(records[begin:stop]) for begin, stop in zip(starts, [*starts[1:], start], strict=False)]
+    values = {head_key(user_id): head.pack(), **dict(zip(record_keys(user_id, pages), full, strict=True))}
+    for number, stop in enumerate(range(known, 0, -PAGE_RECORDS), 1):
+        page = hashes[max(0, stop - PAGE_RECORDS) : stop]
+        values[page_key(b"d", user_id, last_page - number)] = pack_hashes(page.tolist())
+    return values
 
 
 def page_missing(user_id: str) -> StoreDamagedError:
@@ -234,7 +249,8 @@ def kept_columns(user_id: str, head: Head, values: Sequence[bytes]) -> Columns:
 
     Raises StoreDamagedError or UnsupportedFormatError.
     """
-    columns = unpack_pages(values, f"page of user {user_id!r}")
+    tail = b"" if head.tail is None else head.tail.records
+    columns = unpack_pages(values, f"page of user {user_id!r}", tail)
     gone = (head.first_page - head.first_value) * PAGE_RECORDS
     if gone == 0:
         return columns

@@ -20,6 +20,8 @@ from hymirec.errors import StoreDamagedError, UnsupportedFormatError
 from hymirec.history import Entry, PartitionBatch, RawStore, open_store
 from hymirec.history.memory import MemoryStore
 from hymirec.history.pages import (
+    event_ids,
+    group_at,
     head_key,
     kept_columns,
     laid_out,
@@ -33,7 +35,9 @@ from hymirec.history.record import (
     RECORD,
     RECORD_COLUMNS,
     Head,
+    Tail,
     Tombstone,
+    pack_hashes,
     pack_records,
     seal,
     unseal,
@@ -44,18 +48,25 @@ DAY = 86_400
 WAITING: dict[str, Any] = {"flush_events": 1_000_000, "flush_seconds": 3600.0}
 
 
-def as_before(user: str, values: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """What is kept of a user as programs wrote it that knew no groups: every page alone, a head of version 1."""
+def as_before(user: str, values: Mapping[bytes, bytes], version: int) -> dict[bytes, bytes]:
+    """What is kept of a user as programs wrote it whose last page (heads of version 2) or each page (1) has a value."""
     head = Head.unpack(values[head_key(user)], "head")
     columns = kept_columns(user, head, read_pages(lambda keys: [*map(values.get, keys)], user, head))
     records = np.empty(len(columns[0]), RECORD)
     for name, column in zip(RECORD_COLUMNS, columns, strict=True):
         records[name] = column
-    before = {key: value for key, value in values.items() if not key.startswith(b"h")}
-    before[head_key(user)] = seal(struct.pack("<IIQ", head.first_page, head.last_page, head.total))
-    for page in range(head.first_page, head.last_page + 1):
+    before = {key: value for key, value in laid_out(user, values).items() if version == 2 or not key.startswith(b"h")}
+    if version == 2:
+        size = group_at(head.first_page, head.last_page)
+        before[head_key(user)] = Head(head.first_page, head.last_page, head.total, head.first_page, size).pack()
+    else:
+        before[head_key(user)] = seal(struct.pack("<IIQ", head.first_page, head.last_page, head.total))
+    for page in [head.last_page] if version == 2 else range(head.first_page, head.last_page + 1):
         start = (page - head.first_page) * PAGE_RECORDS
         before[page_key(b"h", user, page)] = pack_records(records[start : start + PAGE_RECORDS])
+    if head.tail is not None:
+        ids = event_ids(user, head, values)[-(head.total - head.last_page * PAGE_RECORDS) :]
+        before[page_key(b"d", user, head.last_page)] = pack_hashes(ids.tolist())
     return before
 
 
@@ -87,7 +98,9 @@ STEPS = st.lists(
     st.tuples(
         st.integers(1, 700),  # events
         st.integers(0, 9),  # days that pass before them
-        st.sampled_from(["", "", "", "erase", "as before", "laid out", "flush"]),  # what happens after them
+        st.sampled_from(
+            ["", "", "", "erase", "version 1", "version 2", "laid out", "flush"]
+        ),  # what happens after them
     ),
     min_size=1,
     max_size=10,
@@ -124,9 +137,9 @@ def test_a_history_is_its_fold_whatever_lies_together(
                 apply(each, new[cut : cut + most])
         if then == "flush":
             later.flush()
-        if then in ("as before", "laid out"):
-            lay = as_before if then == "as before" else laid_out
-            values = lay("u", at_once.dump("u"))
+        if then in ("version 1", "version 2", "laid out"):
+            values = at_once.dump("u")
+            values = laid_out("u", values) if then == "laid out" else as_before("u", values, int(then[-1]))
             for each in (at_once, later):
                 each.restore("u", values)
             untouched = False
@@ -144,12 +157,13 @@ def test_a_history_is_its_fold_whatever_lies_together(
     assert laid_out("u", again.dump("u")) == laid_out("u", at_once.dump("u")) == laid_out("u", later.dump("u"))
 
 
-def test_a_store_of_an_older_program_is_read_appended_to_and_erased(store: RawStore) -> None:
+@pytest.mark.parametrize(("version", "pages"), [(1, 47), (2, 2 + 3 + 2 + 1)])
+def test_a_store_of_an_older_program_is_read_appended_to_and_erased(store: RawStore, version: int, pages: int) -> None:
     apply(store, events(0, 3_000))
     apply(store, events(3_000, 3_070, "v"))
     for user in ("u", "v"):
-        store.restore(user, as_before(user, store.dump(user)))
-    assert len([key for key in store.dump("u") if key.startswith(b"h")]) == 47
+        store.restore(user, as_before(user, store.dump(user), version))
+    assert len([key for key in store.dump("u") if key.startswith(b"h")]) == pages
     assert store.read("u").keys.tolist() == list(range(3_000))
     assert store.read("v", 5).keys.tolist() == list(range(3_065, 3_070))
     apply(store, events(3_070, 4_500))
@@ -197,11 +211,15 @@ def test_a_damaged_page_ends_nobody_s_appending_and_is_told_by_reads(kept: dict[
 
 
 def test_heads_of_other_programs_are_refused_untouched() -> None:
-    value = Head(1, 2, 130, 1).pack()
+    tail = Tail(bytes(2 * RECORD.itemsize), bytes(16))
+    value = Head(1, 2, 130, 1, 1, tail).pack()
+    assert Head.unpack(value, "head") == Head(1, 2, 130, 1, 1, tail)
     # What a program does that knows version 1 only.
-    with pytest.raises(UnsupportedFormatError, match="format version 2, this program knows 1"):
+    with pytest.raises(UnsupportedFormatError, match="format version 3, this program knows 1"):
         unseal(value, "head")
-    with pytest.raises(UnsupportedFormatError, match="format version 3, this program knows 2"):
-        Head.unpack(seal(unseal(value, "head", 2), 3), "head")
+    with pytest.raises(UnsupportedFormatError, match="format version 4, this program knows 3"):
+        Head.unpack(seal(unseal(value, "head", 3), 4), "head")
     with pytest.raises(StoreDamagedError, match="expected 21 bytes of head, got 16"):
         Head.unpack(seal(struct.pack("<IIQ", 1, 2, 130), 2), "head")
+    with pytest.raises(StoreDamagedError, match="42 bytes are not the last of 131 records"):
+        Head.unpack(Head(1, 2, 131, 1, 1, tail).pack(), "head")

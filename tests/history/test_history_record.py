@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hymirec.config import HistoryConfig
 from hymirec.errors import StoreDamagedError, UnsupportedFormatError
 from hymirec.history import Entry, PartitionBatch, open_store
-from hymirec.history.record import RECORD, pack_hashes, pack_records, unpack_hashes, unpack_records
+from hymirec.history.record import RECORD, pack_hashes, pack_records, unpack_hash_pages, unpack_records
 
 ROWS = st.lists(
     st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1), st.integers(0, 255)), min_size=1, max_size=64
@@ -28,7 +28,7 @@ def test_a_page_comes_back_and_takes_13_bytes_a_record(rows: list[tuple[int, int
 
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=64))
 def test_event_ids_come_back(hashes: list[int]) -> None:
-    assert unpack_hashes(pack_hashes(hashes), "ids") == hashes
+    assert unpack_hash_pages([pack_hashes(hashes)], "ids").tolist() == hashes
 
 
 @given(ROWS, st.data())

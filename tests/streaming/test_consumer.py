@@ -309,7 +309,7 @@ def test_a_damaged_history_stops_its_partition_only(log: LogUnderTest, start: St
     consumer = start(store)
     first = opened.producer().send([message(1)])
     assert consumer.wait_for(first, 10)
-    key = next(key for key in store._values if key.startswith(b"h"))
+    key = next(key for key in store._values if key.startswith(b"m"))
     store._values[key] = store._values[key][:-1] + b"\0"
     opened.producer().send([message(2)])
     until(lambda: str(first[0][0]) in consumer.status().problems)
