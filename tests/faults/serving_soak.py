@@ -61,12 +61,15 @@ def soak(bundle: Path, directory: Path, seconds: float, rate: float) -> Part:
 
 
 def _slopes(memory: list[tuple[float, dict[str, float]]]) -> dict[str, float]:
-    """Of each deployment: memory at the end, and by how much it grows in an hour, in MB (a line, without the start)."""
+    """Of each deployment: memory at the end, and by how much it grows in an hour, in MB: in each half of what is kept.
+
+    A leak goes on as it began; caches and allocators fill.
+    """
     kept = memory[int(len(memory) * WARM_SHARE) :]
-    at = np.array([seconds for seconds, _ in kept])
     found = {}
     for name in kept[0][1]:
-        values = np.array([found_then[name] for _, found_then in kept]) / 1e6
-        found[f"{name}, MB at the end"] = round(float(values[-1]), 1)
-        found[f"{name}, MB an hour"] = round(float(np.polyfit(at, values, 1)[0] * 3600), 1)
+        found[f"{name}, MB at the end"] = round(kept[-1][1][name] / 1e6, 1)
+        for half, samples in (("first", kept[: len(kept) // 2]), ("second", kept[len(kept) // 2 :])):
+            at, values = [seconds for seconds, _ in samples], [then[name] / 1e6 for _, then in samples]
+            found[f"{name}, MB an hour, {half} half"] = round(float(np.polyfit(at, values, 1)[0] * 3600), 1)
     return found
