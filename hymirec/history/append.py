@@ -461,7 +461,7 @@ class Appender:
                 user.stored, user.apart = replace(head), tail is None
                 first = max(head.first_page, head.last_page - self._bounds.hash_pages + 1)
                 keys = hash_keys(user_id, Head(first, head.last_page, tail=tail))
-                wanted[user_id] = keys if tail else [page_key(b"h", user_id, head.last_page), *keys], tail
+                wanted[user_id] = keys if tail is not None else [page_key(b"h", user_id, head.last_page), *keys], tail
         pages = iter(self._get_many([key for keys, _ in wanted.values() for key in keys]) if wanted else ())
         for user_id, (keys, tail) in wanted.items():
             self._read_tail(user_id, users[user_id], tail, list(islice(pages, len(keys))))
