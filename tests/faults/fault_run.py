@@ -11,7 +11,7 @@ import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -136,7 +136,7 @@ class CrashRun:
         self._look(f"after {plan.name} {plan.nth}")
 
     def _start(self, plan: Plan, control: Any = None) -> _Writer:
-        while True:
+        for attempt in count(1):
             mine, theirs = PROCESSES.Pipe()
             begun = PROCESSES.RawArray("b", 1)
             messages = str(self._log._path / "writer.log")
@@ -145,12 +145,13 @@ class CrashRun:
             process.start()
             theirs.close()
             # On a busy machine a few children in a thousand hung before their first line (probably for a thread of
-            # Arrow's allocator in the fork server); such a child is no writer yet.
-            if plan.any_time or self._until(lambda: bool(begun[0]), START_SECONDS):  # noqa: B023
+            # Arrow's allocator in the fork server); such a child is no writer yet. It may only be a busier machine.
+            if plan.any_time or self._until(lambda: bool(begun[0]), attempt * START_SECONDS):  # noqa: B023
                 return _Writer(process, mine)
             process.kill()
             process.join()
             mine.close()
+        raise AssertionError("unreachable")
 
     def _kill(self, writer: _Writer, name: str) -> None:
         writer.process.kill()
