@@ -238,6 +238,8 @@ def main(description: str) -> int:
         say(f"{part.name:40} {part.trials:>6} {part.faults.total():>9} {part.bound:>11.2%} {part.seconds:>8.0f}\n")
         for name, count in sorted(part.details.items()):
             say(f"    {name:42} {count:>10,}\n")
+        for name, count in sorted(part.faults.items()):
+            say(f"    ! {name:40} {count:>10,}\n")
         for note in part.notes:
             say(f"    ! {note}\n")
     if options.json:
