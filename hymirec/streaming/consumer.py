@@ -1,7 +1,7 @@
 """The consumer: log -> store, exactly once.
 
-Order of one round:  poll -> decode -> dead letters stored -> apply(batch, expected position) -> positions remembered
--> flush when it is due -> written positions published.
+Order of one round:  poll -> it is still the same topic -> decode -> dead letters stored -> apply(batch, expected
+position) -> positions remembered -> flush when it is due -> written positions published.
 The position that counts is the one inside the store, written with the events. At start, at a new assignment, after a
 conflict and after any trouble the consumer asks the store where it is and seeks there; what Kafka thinks is committed
 is only published. A partition that cannot go on stands still and says why; the others go on.
@@ -234,6 +234,11 @@ class HistoryConsumer:
             # A new topic of this name explains everything, and is told when its partitions are adopted.
             if self._topic_id == known:
                 self._stop_partition(source, e.partition, e)
+            return
+        if messages and source.topic_id() != self._topic_id:
+            # A client reads on in a topic that was created again, at the old one's offset. What it is asked after it
+            # was read tells: no id comes back.
+            self._checked = 0.0
             return
         by_partition: dict[int, list[Message]] = {}
         for message in messages:

@@ -17,7 +17,7 @@ from hymirec.config import HistoryConfig
 from hymirec.errors import StoreUnavailableError
 from hymirec.history import ApplyResult, HistoryStore, PartitionBatch, Position, open_store
 from hymirec.history.memory import MemoryStore
-from hymirec.streaming import EventLog, HistoryConsumer, erase_message, event_message
+from hymirec.streaming import EventLog, HistoryConsumer, Message, erase_message, event_message
 
 Start = Callable[..., HistoryConsumer]
 
@@ -180,6 +180,35 @@ def test_an_erased_user_stays_erased_when_the_log_is_replayed(
     assert store.read("u").keys.tolist() == keys(4)
     assert store.read("v").keys.tolist() == keys(3)
     assert again.status().counts["suppressed"] == 3
+
+
+def test_what_was_read_before_the_topic_was_found_to_be_another_one_is_not_applied(
+    log: LogUnderTest, store: HistoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = log.open()
+    source, sent = opened.source(group=False), [message(i) for i in range(30)]
+    monkeypatch.setattr(opened, "source", lambda group: source)
+    read = source.poll
+
+    def poll(timeout: float, most: int) -> list[Message]:
+        found = read(timeout, most)
+        if found and found[0].offset:
+            log.recreate()
+            log.open().producer().send([message(100 + i) for i in range(40)])
+        return found
+
+    monkeypatch.setattr(source, "poll", poll)
+    # Nobody looks at the topic in between.
+    consumer = HistoryConsumer(opened, store, log.config, topic_check_seconds=3600)
+    consumer.start()
+    try:
+        places = opened.producer().send(sent[:10])
+        assert consumer.wait_for(places, 10)
+        log.open().producer().send(sent[10:])
+        until(lambda: "created again" in consumer.status().problems.get(str(places[0][0]), ""))
+        assert store.read("u").keys.tolist() == keys(*range(10))
+    finally:
+        consumer.stop()
 
 
 def test_a_topic_created_again_stands_still_until_an_operator_decides(
