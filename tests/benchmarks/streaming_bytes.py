@@ -37,11 +37,14 @@ def table_bytes(events: list[Entry], directory: Path, horizon: int, kinds: bytes
 
 
 def figures() -> Iterator[Figure]:
-    """Records alone, and all that is kept with two horizons of event ids."""
+    """Records (the ids of the last page lie in the head with it), and all that is kept with two horizons of ids."""
     events = past_events()
     users = len({event.user_id for event in events})
     name = f"bytes an event, {len(events):,} events of {users:,} users"
-    layouts = (("records", 1_024, b"mh"), ("records and 1,024 event ids a user", 1_024, b"mhd"))
+    layouts = (
+        ("records and ids of the last page", 1_024, b"mh"),
+        ("records and 1,024 event ids a user", 1_024, b"mhd"),
+    )
     for what, horizon, kinds in (*layouts, ("records and 64 event ids a user", 64, b"mhd")):
         with tempfile.TemporaryDirectory() as directory:
             found = table_bytes(events, Path(directory), horizon, kinds)

@@ -11,7 +11,7 @@ import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import islice
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -136,7 +136,8 @@ class CrashRun:
         self._look(f"after {plan.name} {plan.nth}")
 
     def _start(self, plan: Plan, control: Any = None) -> _Writer:
-        for attempt in count(1):
+        patience = START_SECONDS
+        while True:
             mine, theirs = PROCESSES.Pipe()
             begun = PROCESSES.RawArray("b", 1)
             messages = str(self._log._path / "writer.log")
@@ -146,12 +147,12 @@ class CrashRun:
             theirs.close()
             # On a busy machine a few children in a thousand hung before their first line (probably for a thread of
             # Arrow's allocator in the fork server); such a child is no writer yet. It may only be a busier machine.
-            if plan.any_time or self._until(lambda: bool(begun[0]), attempt * START_SECONDS):  # noqa: B023
+            if plan.any_time or self._until(lambda: bool(begun[0]), patience):  # noqa: B023
                 return _Writer(process, mine)
             process.kill()
             process.join()
             mine.close()
-        raise AssertionError("unreachable")
+            patience += START_SECONDS
 
     def _kill(self, writer: _Writer, name: str) -> None:
         writer.process.kill()
