@@ -410,7 +410,9 @@ class ComputeConfig(Config):
     threads_per_worker: int = Field(1, ge=1, description="torch threads in one worker or encode actor")
     use_gpu: bool = Field(False, description="one GPU a worker and an actor")
     engine: Literal["deepspeed", "torch"] = Field("deepspeed", description="`torch` is plain DDP, for comparison")
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        2, description="DeepSpeed ZeRO stage; with one fp32 worker, 1 and 2 are run as 0, which gives the same weights"
+    )
     bf16: bool = Field(False, description="train and encode in bfloat16; gains on GPUs only")
     encode_actors: int = Field(1, ge=1, description="actors of the encode and code steps")
     cpus_per_actor: float = Field(

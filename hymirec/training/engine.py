@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hymirec.config import ComputeConfig, OptimConfig
+from hymirec.errors import ModelError
 
 StateDict = dict[str, Tensor]
 
@@ -149,8 +150,6 @@ class TorchEngine:
 class DeepSpeedEngine:
     """DeepSpeed ZeRO. Needs an initialised process group (Ray Train makes one)."""
 
-    TAG = "deepspeed"
-
     def __init__(self, model: nn.Module, optim: OptimConfig, compute: ComputeConfig, device: torch.device) -> None:
         if device.type == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
@@ -161,7 +160,7 @@ class DeepSpeedEngine:
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.device = device
         self._deepspeed = deepspeed
-        self._stage = compute.zero_stage
+        self._stage = effective_stage(compute, dist.get_world_size())
         optimizer = torch.optim.AdamW(parameter_groups(model, optim.weight_decay), lr=optim.lr)
         self._engine, self._optimizer, *_ = deepspeed.initialize(
             model=model.to(device),
@@ -173,7 +172,7 @@ class DeepSpeedEngine:
                 ),
                 "gradient_accumulation_steps": optim.accumulation,
                 "gradient_clipping": optim.clip_norm,
-                "zero_optimization": {"stage": compute.zero_stage},
+                "zero_optimization": {"stage": self._stage},
                 "zero_allow_untested_optimizer": True,
                 "bf16": {"enabled": compute.bf16},
                 "steps_per_print": 10**9,
@@ -215,11 +214,31 @@ class DeepSpeedEngine:
 
     def save(self, directory: Path) -> None:
         """DeepSpeed's own files, one set a rank."""
-        self._engine.save_checkpoint(str(directory), tag=self.TAG)
+        self._engine.save_checkpoint(str(directory), tag=self._tag)
 
     def load(self, directory: Path) -> None:
-        """See `Engine.load`."""
-        self._engine.load_checkpoint(str(directory), tag=self.TAG)
+        """See `Engine.load`. Raises ModelError for a checkpoint of another ZeRO stage."""
+        if not (directory / self._tag).is_dir():
+            found = ", ".join(sorted(path.name for path in directory.iterdir() if path.is_dir()))
+            raise ModelError(
+                f"{directory} has no DeepSpeed checkpoint {self._tag} (it has: {found or 'none'}); delete it to train "
+                "this step from its beginning"
+            )
+        self._engine.load_checkpoint(str(directory), tag=self._tag)
+
+    @property
+    def _tag(self) -> str:
+        return f"zero-{self._stage}"
+
+
+def effective_stage(compute: ComputeConfig, world: int) -> int:
+    """ZeRO stage that is run: 1 and 2 share gradients and moments out among workers, so of one fp32 worker they are 0.
+
+    There 0 gives the same weights, to the bit, without copies of all gradients and weights a step. In bf16 they stay,
+    since their fp32 gradients add up more exactly.
+    """
+    alone = world == 1 and compute.zero_stage < 3 and not compute.bf16
+    return 0 if alone else compute.zero_stage
 
 
 def make_engine(model: nn.Module, optim: OptimConfig, compute: ComputeConfig) -> Engine:
