@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from hymirec.artifacts import read_json, write_atomic, write_json
 from hymirec.catalog.parts import to_numpy
 from hymirec.catalog.schemas import EMBEDDING, INDEX
-from hymirec.catalog.vectors import as_matrix, count_rows, read_vectors
+from hymirec.catalog.vectors import as_matrix, count_rows, read_vectors, vector_width
 from hymirec.codebook import (
     DRIFT_FILE,
     FitState,
@@ -49,6 +49,8 @@ from ray_jobs.trainer import PROGRESS, followed, run_workers
 CHECKPOINT_SECONDS = 10.0
 EMBEDDINGS = "embeddings"
 BATCH_ROWS = 16_384
+# Ray Data starts half a dozen processes to read; workers read a catalogue of fewer bytes (fp32) sooner by themselves.
+STREAM_BYTES = 64 << 20
 READER_CPUS = 0.25
 TIMING_FILE = "timing.json"
 log = logging.getLogger(__name__)
@@ -60,7 +62,19 @@ class _Work:
     run_dir: Path
     out: Path
     checkpoint_seconds: float
+    stream_bytes: int
     last: Path | None = None
+
+    @property
+    def embeddings(self) -> Path:
+        """Where the vectors of all items lie."""
+        return self.run_dir / EMBEDDINGS
+
+    @property
+    def streamed(self) -> bool:
+        """Whether Ray Data hands the vectors out."""
+        rows_bytes = 4 * count_rows(self.embeddings) * vector_width(self.embeddings)
+        return self.config.codebook.kind == "cosine" and rows_bytes >= self.stream_bytes
 
 
 def _worker(work: dict[str, _Work]) -> None:
@@ -70,7 +84,6 @@ def _worker(work: dict[str, _Work]) -> None:
     torch.set_num_threads(compute.threads_per_worker)
     reducer: Reducer = TorchDistributedReducer() if dist.is_initialized() else IdentityReducer()
     device = torch.device("cuda" if compute.use_gpu else "cpu")
-    embeddings = job.run_dir / "embeddings"
     progress = ProgressFile(job.out / PROGRESS) if reducer.rank == 0 else None
 
     def on_iteration(state: FitState) -> None:
@@ -81,27 +94,35 @@ def _worker(work: dict[str, _Work]) -> None:
             _checkpoint(state, reducer.rank)
 
     clock = _Clock(job.checkpoint_seconds, reducer, device)
+    total = count_rows(job.embeddings)
+    start, stop = (total * rank // reducer.world for rank in (reducer.rank, reducer.rank + 1))
+
+    def batches() -> Iterator[tuple[torch.Tensor, NDArray[np.int64]]]:
+        if job.streamed:
+            yield from _streamed()
+        for first in range(start, start if job.streamed else stop, BATCH_ROWS):
+            ids = np.arange(first, min(first + BATCH_ROWS, stop))
+            yield torch.from_numpy(read_vectors(job.embeddings, first, first + len(ids))), ids
+
     codebook: ItemQuantizer
     if config.kind == "cosine":
         last = ResidualCodebook.from_pretrained(job.last) if job.last is not None else None
-        fitted = fit_batches(_batches, config, job.config.seed, reducer, device, _newest_state(), on_iteration, last)
+        fitted = fit_batches(batches, config, job.config.seed, reducer, device, _newest_state(), on_iteration, last)
         _write_timing(job.out, reducer, device, fitted.facts)
         codebook = fitted.cpu()
         if reducer.rank == 0 and last is not None:
-            save_refreshed(last, codebook, embeddings, job.out)
+            save_refreshed(last, codebook, job.embeddings, job.out)
     else:
-        total = count_rows(embeddings)
-        start, stop = (total * rank // reducer.world for rank in (reducer.rank, reducer.rank + 1))
-        rows = torch.from_numpy(read_vectors(embeddings, start, stop)).to(device)
+        rows = torch.from_numpy(read_vectors(job.embeddings, start, stop)).to(device)
         codebook = fit_variant(rows, np.arange(start, stop), config, job.config.seed, reducer)
     if reducer.rank == 0:
-        report = sample_report(codebook, embeddings)
+        report = sample_report(codebook, job.embeddings)
         codebook.save_pretrained(job.out)
         write_json(job.out / "report.json", report)
         write_atomic(job.out / "README.md", to_markdown(report).encode())
 
 
-def _batches() -> Iterator[tuple[torch.Tensor, NDArray[np.int64]]]:
+def _streamed() -> Iterator[tuple[torch.Tensor, NDArray[np.int64]]]:
     """This worker's share of the embeddings, streamed by Ray Data."""
     shard = ray.train.get_dataset_shard(EMBEDDINGS)
     for table in shard.iter_batches(batch_size=BATCH_ROWS, batch_format="pyarrow"):
@@ -164,12 +185,14 @@ def codebook_step(
     inputs: str,
     on_progress: OnProgress | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    stream_bytes: int = STREAM_BYTES,
 ) -> dict[str, Any]:
     """Fit the codebook of `run_dir/embeddings` into `out`: the same bytes for any number of workers and any kills.
 
-    `inputs` names the fit: equal inputs continue an unfinished one. Returns nothing that depends on scheduling.
+    `inputs` names the fit: equal inputs continue an unfinished one. From `stream_bytes` on (fp32) Ray Data streams the
+    vectors to the workers, below it each reads its own. Returns nothing that depends on scheduling.
     """
-    _fit_on_ray(_Work(config, run_dir, out, checkpoint_seconds), inputs, on_progress)
+    _fit_on_ray(_Work(config, run_dir, out, checkpoint_seconds, stream_bytes), inputs, on_progress)
     return {}
 
 
@@ -180,26 +203,20 @@ def refresh_step(
     codebook = refresh_config(ResidualCodebook.from_pretrained(last), passes)
     kept = config.codebook.model_dump(include={"kernel", "memory_mb"})
     config = config.model_copy(update={"codebook": codebook.model_copy(update=kept)})
-    _fit_on_ray(_Work(config, run_dir, out, CHECKPOINT_SECONDS, last), inputs, None)
+    _fit_on_ray(_Work(config, run_dir, out, CHECKPOINT_SECONDS, STREAM_BYTES, last), inputs, None)
     return read_json(out / DRIFT_FILE)
 
 
 def _fit_on_ray(work: _Work, inputs: str, on_progress: OnProgress | None) -> None:
-    config, out = work.config, work.out
+    datasets = {EMBEDDINGS: _rows(work)} if work.streamed else None
+    with followed(work.out / PROGRESS, 1, on_progress):
+        run_workers(_worker, work, work.config.compute, work.out, inputs, datasets)
+
+
+def _rows(work: _Work) -> ray.data.Dataset:
     # Readers take little and are few: where workers hold all CPUs, they must still find room.
-    rows = ray.data.read_parquet(
-        str(work.run_dir / EMBEDDINGS), num_cpus=READER_CPUS, concurrency=work.config.compute.workers
-    )
-    rows = rows.select_columns([INDEX, EMBEDDING])
-    with followed(out / PROGRESS, 1, on_progress):
-        run_workers(
-            _worker,
-            work,
-            config.compute,
-            out,
-            inputs,
-            datasets={EMBEDDINGS: rows} if config.codebook.kind == "cosine" else None,
-        )
+    rows = ray.data.read_parquet(str(work.embeddings), num_cpus=READER_CPUS, concurrency=work.config.compute.workers)
+    return rows.select_columns([INDEX, EMBEDDING])
 
 
 class CodeWorker:

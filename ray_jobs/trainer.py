@@ -24,8 +24,10 @@ import ray.data
 import ray.train
 import torch
 import torch.distributed as dist
+from ray._private.worker import get_dashboard_url
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from hymirec.artifacts import TIMING, write_json
@@ -166,7 +168,7 @@ def run_workers(
     storage = out / "checkpoints"
     name = inputs[:16]
     _drop_unreadable_run(storage / name)
-    trainer = TorchTrainer(
+    trainer = Trainer(
         function,
         train_loop_config={"work": work},
         datasets=dict(datasets or {}),
@@ -187,6 +189,20 @@ def run_workers(
     except ray.train.TrainingFailedError as e:
         raise ModelError(f"the workers failed: {_root_cause(e)}") from e
     shutil.rmtree(storage, ignore_errors=True)
+
+
+class Trainer(TorchTrainer):
+    """Ray Train without its cleaner of placement groups where that cannot work.
+
+    The cleaner asks the dashboard's server whether the controller is alive. On a cluster without one (ours on a single
+    machine, which ends with its driver) each question takes 40 s to fail, and the end of a run waits 12 s for it.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()
+        if get_dashboard_url():
+            return callbacks
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
 def _tune_callbacks() -> list[TuneReportCallback]:

@@ -1,4 +1,5 @@
-"""The codebook through real Ray Train: the same bytes for one worker, and for two of which one is killed."""
+"""The codebook through real Ray Train: the same bytes for one worker that reads by itself, and for two that Ray Data
+feeds and of which one is killed."""
 
 from __future__ import annotations
 
@@ -53,7 +54,7 @@ def kill_a_worker(out: Path, killed: list[int]) -> None:
             return
 
 
-def test_two_workers_of_which_one_is_killed_write_the_bytes_of_one(run_dir: Path, tmp_path: Path) -> None:
+def test_two_streamed_workers_of_which_one_is_killed_write_the_bytes_of_one(run_dir: Path, tmp_path: Path) -> None:
     killed: list[int] = []
     seen: list[tuple[int, int]] = []
     killer = threading.Thread(target=kill_a_worker, args=(tmp_path, killed))
@@ -65,6 +66,7 @@ def test_two_workers_of_which_one_is_killed_write_the_bytes_of_one(run_dir: Path
         "2" * 64,
         lambda done, total: seen.append((done, total)),
         checkpoint_seconds=0.3,
+        stream_bytes=0,
     )
     killer.join()
     assert len(killed) == 1

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from safetensors.torch import load_file
 from toy_task import make_broken_task, make_dying_task, make_task
 
 from hymirec.config import ComputeConfig, OptimConfig, PipelineConfig
 from hymirec.errors import ModelError
-from ray_jobs.trainer import train_on_ray
+from ray_jobs.trainer import Trainer, train_on_ray
 
 OPTIM = OptimConfig(epochs=3, batch_size=32, lr=2e-2, patience=10)
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -46,3 +49,12 @@ def test_zero_3_learns_what_zero_2_learns(tmp_path: Path) -> None:
 def test_a_task_that_cannot_be_built_fails_with_its_own_message(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be built; give it another name"):
         train_on_ray(make_broken_task, config(max_failures=0), OPTIM, tmp_path, tmp_path / "out", "c" * 64)
+
+
+def test_the_end_of_a_run_waits_for_no_dashboard_where_there_is_none() -> None:
+    kinds = []
+    for trainer in (Trainer, TorchTrainer):
+        callbacks = trainer(print, scaling_config=ScalingConfig(num_workers=1))._create_default_callbacks()
+        kinds.append({type(callback) for callback in callbacks})
+    assert kinds[1] - kinds[0] == {PlacementGroupCleanerCallback}
+    assert not kinds[0] - kinds[1]
