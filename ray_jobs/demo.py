@@ -133,6 +133,23 @@ def show_shopper(console: Console, client: Client, shopper: Shopper) -> None:
     console.print(f"  {fresh} of {SHOWN} recommendations changed; the events were visible after {seconds:.2f} s\n")
 
 
+def show_interests(console: Console, client: Client, user: str, now: int) -> None:
+    """What stands behind a user's recommendations: each interest, what of the history is near, what it finds alone."""
+    ask = {"user_id": user, "k": SHOWN, "now": now, "nearest": 3, "finds": 5}
+    reply = client.call("POST", "/v1/explain", ask)
+    interests = reply["interests"]
+    table = Table(title=f"user {user}: what each interest finds alone", title_justify="left")
+    for interest in interests:
+        table.add_column(f"interest {interest['number']} (strength {interest['strength']:.2f})")
+    for kind, name in (("nearest", "near: "), ("finds", "")):
+        cells = [[name + item["title"].title() for item in interest[kind]] for interest in interests]
+        for row in zip(*cells, strict=True):
+            table.add_row(*row)
+        table.add_section()
+    console.print(table)
+    console.print("  near: of the history; below: of the catalogue; the list of a user takes the best of all of them\n")
+
+
 def main(
     config: Annotated[Path, typer.Option(help="YAML of the run")] = Path("ray_jobs/configs/demo.yaml"),
     assignments: Annotated[list[str] | None, typer.Option("--set", help="change one key: a.b=value")] = None,
@@ -164,10 +181,12 @@ def main(
         client = Client(url)
         data = settings.directory / "data"
         catalog, sequences = Catalog.open(data), Sequences.open(data)
-        for number in choose(sequences, USERS):
-            show_shopper(console, client, Shopper(number, catalog, sequences))
+        shoppers = [Shopper(number, catalog, sequences) for number in choose(sequences, USERS)]
+        for shopper in shoppers:
+            show_shopper(console, client, shopper)
+        show_interests(console, client, shoppers[0].id, shoppers[0].now(shoppers[0].past + HELD_OUT))
     console.print(f"all of it took {time.monotonic() - started:.0f} s; the service is at {url}", markup=False)
-    user = str(sequences.users[choose(sequences, 1)[0]].as_py())
+    user = shoppers[0].id
     console.print(f"look: {url}/console/#{user}", markup=False, soft_wrap=True)
     body = json.dumps({"user_id": user, "k": 5})
     curl = f"curl -s {url}/v1/recommend -H 'content-type: application/json' -d '{body}'"

@@ -57,9 +57,9 @@ class RankerHandle(_Stage):
         found: Recommendations = await self._one("recommend", query)
         return found
 
-    async def explain(self, query: Query, nearest: int) -> ExplainReply:
+    async def explain(self, query: Query, nearest: int, finds: int) -> ExplainReply:
         """The best items and what stands behind them."""
-        found: ExplainReply = await self._one("explain", query, nearest)
+        found: ExplainReply = await self._one("explain", query, nearest, finds)
         return found
 
     async def coarse(self, keys: Keys, ts: Times, now: int) -> Coarse:

@@ -135,7 +135,7 @@ def _add_serving(api: FastAPI, frontend: Frontend) -> None:
 
     @api.post("/v1/explain", responses=_problems(400))
     async def explain(body: ExplainRequest) -> ExplainReply:
-        """The best items, each interest with the nearest items of the history, and a map of them; costs twice as much.
+        """The best items, what each interest is near to and finds alone, and a map of them; costs twice as much.
 
         No lesser answer is given when there is no time for this one: 503.
         """

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hymirec.answers import Query, Recommendations
-from hymirec.inference import HyMiRec
-from hymirec.service.models import ExplainedInterest, ExplainedItem, ExplainReply, NearItem, PastItem
+from hymirec.inference import NO_KEYS, HyMiRec
+from hymirec.service.models import ExplainedInterest, ExplainedItem, ExplainReply, FoundItem, NearItem, PastItem
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -19,8 +19,8 @@ PAST_ITEMS = 60
 Spot = tuple[float, float]
 
 
-def explain(model: HyMiRec, query: Query, nearest: int) -> ExplainReply:
-    """A reply, the `nearest` items of the history to each interest, and a map of all three kinds of vectors."""
+def explain(model: HyMiRec, query: Query, nearest: int, finds: int) -> ExplainReply:
+    """A reply, a map of interests, items and history, and of each interest so many `nearest` items and lone `finds`."""
     catalog, index = model.bundle.catalog, model.bundle.index
     found = model.recommend_keys(
         query.keys, query.ts, query.k, now=query.now, exclude=query.exclude, filter_seen=query.filter_seen
@@ -34,6 +34,7 @@ def explain(model: HyMiRec, query: Query, nearest: int) -> ExplainReply:
     titles = [catalog.titles[int(i)].as_py() or "" for i in past]
     ids = [str(catalog.item_id(int(i))) for i in past]
     cosines_SH = _unit(interests_SW) @ past_HW.T
+    alone = _found_alone(model, query, _unit(interests_SW), finds)
     split = len(interests_SW)
     return ExplainReply(
         items=_items(found, interests_SW, items_NW, spots[split:]),
@@ -45,6 +46,7 @@ def explain(model: HyMiRec, query: Query, nearest: int) -> ExplainReply:
                     NearItem(item_id=ids[i], title=titles[i], ts=int(past_ts[i]), cosine=float(cosines[i]))
                     for i in np.argsort(-cosines, kind="stable")[:nearest]
                 ],
+                finds=alone[number],
                 x=spots[number][0],
                 y=spots[number][1],
             )
@@ -86,6 +88,23 @@ def _newest(indices: Ints, ts: Ints) -> tuple[Ints, Ints]:
     _, last = np.unique(indices[::-1], return_index=True)
     kept = np.sort(len(indices) - 1 - last)[-PAST_ITEMS:]
     return indices[kept], times[kept]
+
+
+def _found_alone(model: HyMiRec, query: Query, unit_SW: Floats, finds: int) -> list[list[FoundItem]]:
+    if not len(unit_SW) or not finds:
+        return [[] for _ in unit_SW]
+    catalog, index = model.bundle.catalog, model.bundle.index
+    left_out = catalog.indices_of_keys(np.concatenate([query.exclude, query.keys if query.filter_seen else NO_KEYS]))
+    hits = index.search(unit_SW[:, None], min(finds, catalog.size), [left_out[left_out >= 0]] * len(unit_SW))
+    return [
+        [
+            FoundItem(
+                item_id=str(catalog.item_id(int(i))), title=catalog.titles[int(i)].as_py() or "", cosine=float(score)
+            )
+            for i, score in zip(row.items, row.scores, strict=True)
+        ]
+        for row in hits
+    ]
 
 
 def _unit(vectors: Floats) -> Floats:

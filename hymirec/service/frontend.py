@@ -147,7 +147,7 @@ class Frontend:
         snapshot = _given(body, now) or await self._history(body, deadline)
         seconds = deadline.left(self._limits.stage_timeout_seconds)
         query = replace(_query(body, now, snapshot), seconds=seconds)
-        found = await ask(RANKER, lambda: self._ranker.explain(query, body.nearest), seconds)
+        found = await ask(RANKER, lambda: self._ranker.explain(query, body.nearest, body.finds), seconds)
         behind = {"degraded": True, "reason": BEHIND} if _is_behind(snapshot.history, body) else {}
         reply = found.model_copy(update={"as_of": _as_of(snapshot), **behind})
         annotate(bundle=reply.bundle, reason=reply.reason, degraded=reply.degraded)

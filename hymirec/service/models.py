@@ -101,6 +101,7 @@ class ExplainRequest(RecommendRequest):
     """As for a recommendation."""
 
     nearest: int = Field(5, ge=0, le=50, description="items of the history to name for each interest")
+    finds: int = Field(5, ge=0, le=50, description="items of the catalogue to name that each interest finds alone")
 
 
 class Place(BaseModel):
@@ -126,12 +127,25 @@ class NearItem(BaseModel):
     cosine: float
 
 
+class FoundItem(BaseModel):
+    """An item of the catalogue and its cosine with an interest."""
+
+    item_id: str
+    title: str
+    cosine: float
+
+
 class ExplainedInterest(Place):
-    """`strength` is the length of the interest's vector: 1 for the first, 0..1 for the others."""
+    """`strength` is the length of the interest's vector: 1 for the first, 0..1 for the others.
+
+    `finds` is what the interest would find if there were no other and nothing else counted: the best first, without
+    excluded items and, with `filter_seen`, without those of the history.
+    """
 
     number: int
     strength: float
     nearest: list[NearItem]
+    finds: list[FoundItem]
 
 
 class PastItem(Place):

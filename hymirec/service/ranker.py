@@ -117,10 +117,10 @@ class Ranker:
             self._observe(COARSE_CACHE, 1, result="stale")
         return await self._line.recommend(model, query)
 
-    async def explain(self, query: Query, nearest: int) -> ExplainReply:
+    async def explain(self, query: Query, nearest: int, finds: int) -> ExplainReply:
         """See `explain`. Costs two recommendations."""
         model = self._model
-        return await self._line.run(lambda: explain(model, query, nearest), query.seconds)
+        return await self._line.run(lambda: explain(model, query, nearest, finds), query.seconds)
 
     async def coarse(self, keys: Keys, ts: Times, now: int) -> Coarse:
         """See `HyMiRec.coarse_keys`. Near-line: requests go first."""

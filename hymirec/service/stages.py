@@ -31,8 +31,8 @@ class RankerStage(Protocol):
         """The best items."""
         ...
 
-    async def explain(self, query: Query, nearest: int) -> ExplainReply:
-        """The best items and what stands behind them, with so many items of the history for each interest."""
+    async def explain(self, query: Query, nearest: int, finds: int) -> ExplainReply:
+        """The best items, and of each interest so many `nearest` items of the history and lone `finds`."""
         ...
 
     async def coarse(self, keys: Keys, ts: Times, now: int) -> Coarse:

@@ -24,7 +24,7 @@ def test_an_explanation_has_the_recommended_items_and_what_the_library_says_of_t
     ids = [str(catalog.item_id(i)) for i in (3, 5, 7, 5, 9)]
     history = [(item, BASE_TS + 60 * i) for i, item in enumerate(ids)]
     body = {"history": [*history, ("unheard of", BASE_TS)], "k": 7, "now": NOW, "exclude": [ids[0]]}
-    reply = service.call("POST", "/v1/explain", json=body | {"nearest": 2}).json()
+    reply = service.call("POST", "/v1/explain", json=body | {"nearest": 2, "finds": 3}).json()
     plain = service.recommend(**body)
     assert [{name: item[name] for name in plain["items"][0]} for item in reply["items"]] == plain["items"]
     assert (reply["bundle"], reply["reason"], reply["unknown_items"]) == (model.bundle_id, "full", 1)
@@ -42,12 +42,30 @@ def test_an_explanation_has_the_recommended_items_and_what_the_library_says_of_t
         assert [near["cosine"] for near in interest["nearest"]] == pytest.approx(
             [cosine for cosine, _ in best], abs=1e-5
         )
+        cosines = model.bundle.index.vectors(np.arange(catalog.size)) @ vector / np.linalg.norm(vector)
+        cosines[[3, 5, 7, 9]] = -np.inf
+        alone = np.argsort(-cosines, kind="stable")[:3]
+        assert [found["item_id"] for found in interest["finds"]] == [str(catalog.item_id(int(i))) for i in alone]
+        assert [found["title"] for found in interest["finds"]] == [catalog.titles[int(i)].as_py() for i in alone]
+        assert [found["cosine"] for found in interest["finds"]] == pytest.approx(cosines[alone].tolist(), abs=1e-5)
     for item in reply["items"]:
         index = catalog.index_of(item["item_id"])
         assert index is not None
         cosine = float(model.bundle.index.vectors(np.array([index]))[0] @ interests[item["interest"]])
         assert item["similarity"] == pytest.approx(cosine, abs=1e-5)
         assert item["similarity"] + item["popular_now"] == pytest.approx(item["score"], abs=1e-5)
+
+
+def test_an_interest_finds_items_of_the_history_again_when_they_are_not_filtered(
+    service: LocalService, model: HyMiRec
+) -> None:
+    ids = [str(model.bundle.catalog.item_id(i)) for i in range(model.bundle.catalog.size - 1)]
+    body = {"history": ids, "k": 1, "finds": 50}
+    for filtered, most in ((True, 1), (False, 50)):
+        reply = service.call("POST", "/v1/explain", json=body | {"filter_seen": filtered}).json()
+        assert {len(interest["finds"]) for interest in reply["interests"]} == {most}
+    reply = service.call("POST", "/v1/explain", json=body | {"finds": 0}).json()
+    assert [interest["finds"] for interest in reply["interests"]] == [[]] * len(reply["interests"])
 
 
 def test_nobody_and_strangers_get_popular_items_without_interests(service: LocalService) -> None:
@@ -71,7 +89,9 @@ def test_an_explanation_waits_for_the_newest_event_and_says_when_it_did_not_come
     assert late["as_of"]["ts"] == BASE_TS
 
 
-@pytest.mark.parametrize("body", [{}, {"history": [], "nearest": 51}, {"history": [], "k": 0}])
+@pytest.mark.parametrize(
+    "body", [{}, {"history": [], "nearest": 51}, {"history": [], "finds": 51}, {"history": [], "k": 0}]
+)
 def test_a_wrong_question_is_refused(service: LocalService, body: dict[str, object]) -> None:
     assert service.call("POST", "/v1/explain", json=body).status_code == 422
 

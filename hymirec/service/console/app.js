@@ -84,7 +84,12 @@ function showInterests(reply) {
         );
       }
       column.append(node("ul", { class: "items" }, ...items.map((item) => node("li", {}, itemButton(item, item.score.toFixed(3))))));
-      if (!items.length) column.append(node("p", { class: "hint" }, "None of the best items is this interest's."));
+      if (!items.length) {
+        column.append(node("p", { class: "hint" }, "None of the best items is this interest's. Alone it would find:"));
+        column.append(
+          node("ul", { class: "near" }, ...interest.finds.map((n) => node("li", {}, `${name(n)} (${n.cosine.toFixed(2)})`))),
+        );
+      }
       return column;
     }),
   );
