@@ -24,6 +24,9 @@ IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 # room for; see hymirec/service/turnstile.py. What else Serve could be told, and why it is not: docs/lab-log.md.
 SERVE_ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_apps.turnstile:middlewares"}
 
+# A cluster of this machine alone is not taken away with a notice: no process of each training need watch for one.
+LOCAL_ENVIRONMENT = SERVE_ENVIRONMENT | {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+
 
 def home() -> Path:
     """Where relative run directories lie: $HYMIREC_HOME, else the current directory.
@@ -66,7 +69,7 @@ def start_local(**options: Any) -> None:
 
     Raises whatever Ray raises at the last attempt.
     """
-    for name, value in SERVE_ENVIRONMENT.items():
+    for name, value in LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for attempt in range(1, START_ATTEMPTS + 1):
         try:

@@ -27,6 +27,7 @@ import torch.distributed as dist
 from ray._private.worker import get_dashboard_url
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -192,17 +193,19 @@ def run_workers(
 
 
 class Trainer(TorchTrainer):
-    """Ray Train without its cleaner of placement groups where that cannot work.
+    """Ray Train without the processes that a run here has no use for.
 
-    The cleaner asks the dashboard's server whether the controller is alive. On a cluster without one (ours on a single
-    machine, which ends with its driver) each question takes 40 s to fail, and the end of a run waits 12 s for it.
+    Its cleaner of placement groups asks the dashboard's server whether the controller is alive. On a cluster without
+    one (ours on a single machine, which ends with its driver) each question takes 40 s to fail, and the end of a run
+    waits 12 s for it. And a run without datasets needs no manager of datasets, which imports torch beside the workers.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
+        useless: list[type] = [] if get_dashboard_url() else [PlacementGroupCleanerCallback]
+        if not self.datasets:
+            useless.append(DatasetsCallback)
         callbacks: list[Any] = super()._create_default_callbacks()
-        if get_dashboard_url():
-            return callbacks
-        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        return [callback for callback in callbacks if not isinstance(callback, tuple(useless))]
 
 
 def _tune_callbacks() -> list[TuneReportCallback]:

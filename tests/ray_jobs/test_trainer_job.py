@@ -8,6 +8,7 @@ import pytest
 import torch
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from safetensors.torch import load_file
 from toy_task import make_broken_task, make_dying_task, make_task
@@ -51,10 +52,12 @@ def test_a_task_that_cannot_be_built_fails_with_its_own_message(tmp_path: Path) 
         train_on_ray(make_broken_task, config(max_failures=0), OPTIM, tmp_path, tmp_path / "out", "c" * 64)
 
 
-def test_the_end_of_a_run_waits_for_no_dashboard_where_there_is_none() -> None:
+@pytest.mark.parametrize("datasets", [{}, {"rows": "a dataset"}])
+def test_a_run_starts_no_processes_that_it_has_no_use_for(datasets: dict[str, str]) -> None:
     kinds = []
-    for trainer in (Trainer, TorchTrainer):
-        callbacks = trainer(print, scaling_config=ScalingConfig(num_workers=1))._create_default_callbacks()
-        kinds.append({type(callback) for callback in callbacks})
-    assert kinds[1] - kinds[0] == {PlacementGroupCleanerCallback}
-    assert not kinds[0] - kinds[1]
+    for trainer in (TorchTrainer, Trainer):
+        made = trainer(print, datasets=datasets, scaling_config=ScalingConfig(num_workers=1))
+        kinds.append({type(callback) for callback in made._create_default_callbacks()})
+    useless = {PlacementGroupCleanerCallback} | (set() if datasets else {DatasetsCallback})
+    assert kinds[0] - kinds[1] == useless
+    assert kinds[1] < kinds[0]
