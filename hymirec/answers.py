@@ -52,7 +52,8 @@ class Query:
     """A question: the `k` best items at the time `now` for a history of item keys (n,) with times (n,) in seconds.
 
     `exclude` are item keys. `coarse` is used when it is what would be computed now; with `stale_ok` also when it is
-    not. `seconds` is how long an answer is waited for, from when the query was sent.
+    not. `seconds` is how long an answer is waited for, from when the query was sent. Each interest chooses
+    `per_interest` items of its own, see `retrieval.shares`.
     """
 
     keys: Keys
@@ -64,3 +65,4 @@ class Query:
     coarse: Coarse | None = None
     stale_ok: bool = False
     seconds: float = math.inf
+    per_interest: int = 0

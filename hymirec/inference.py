@@ -32,7 +32,7 @@ from hymirec.bundle import Bundle
 from hymirec.catalog.keys import item_keys
 from hymirec.catalog.schemas import MAX_TS
 from hymirec.errors import BundleMismatchError, RequestError
-from hymirec.retrieval import Bonus, Hits, for_batches
+from hymirec.retrieval import Bonus, Hits, for_batches, share_out
 from hymirec.telemetry import COARSE_CACHE, INTEREST_OVERLAP, STAGE_SECONDS, Observe, timed, unobserved
 
 HistoryItem = ItemId | tuple[ItemId, int] | list[Any]
@@ -108,18 +108,21 @@ class HyMiRec:
         exclude: Sequence[ItemId] = (),
         filter_seen: bool = True,
         coarse: Coarse | None = None,
+        per_interest: int = 0,
     ) -> Recommendations:
         """The `k` best items for a user with this history at the time `now` (seconds; default: the clock).
 
         Items without a time count as happening now. An empty history, or one of unknown items only, gets popular items
         (reason "cold_start"). Fewer than `k` items come back when the catalogue has no more. `coarse`: see
-        `recommend_keys`.
-        Raises RequestError for k < 1 or a history that is not a list of ids or pairs.
+        `recommend_keys`. With `per_interest` each interest first chooses so many items (at most its part of `k`), where
+        otherwise the best of a list may all be one interest's.
+        Raises RequestError for k < 1, per_interest < 0 or a history that is not a list of ids or pairs.
         """
         at = _clock(now)
         keys, ts = _split_pairs(history, at)
         excluded = _keys(exclude)
-        return self.recommend_keys(keys, ts, k, now=at, exclude=excluded, filter_seen=filter_seen, coarse=coarse)
+        query = Query(keys, ts, k, at, excluded, filter_seen, coarse, per_interest=per_interest)
+        return self.recommend_batch([query])[0]
 
     def recommend_many(
         self,
@@ -129,6 +132,7 @@ class HyMiRec:
         now: int | Sequence[int] | None = None,
         exclude: Sequence[ItemId] = (),
         filter_seen: bool = True,
+        per_interest: int = 0,
     ) -> list[Recommendations]:
         """`recommend` for many users in one pass, for batch work; `now` is one time, or one a history.
 
@@ -144,7 +148,10 @@ class HyMiRec:
         excluded = _keys(exclude)
         pairs = [_split_pairs(own, at) for own, at in zip(histories, times, strict=True)]
         return self.recommend_batch(
-            [Query(keys, ts, k, at, excluded, filter_seen) for (keys, ts), at in zip(pairs, times, strict=True)]
+            [
+                Query(keys, ts, k, at, excluded, filter_seen, per_interest=per_interest)
+                for (keys, ts), at in zip(pairs, times, strict=True)
+            ]
         )
 
     def recommend_keys(
@@ -188,7 +195,9 @@ class HyMiRec:
             self.meter(INTEREST_OVERLAP, overlap)
         most = max((queries[row].k for row in rows), default=1)
         beside = self._beside([found[row].recent for row in rows])
-        ranked = self._search(interests, most, [excluded[row] for row in rows], self._popular_now(times), beside)
+        wanted = [(queries[row].k, queries[row].per_interest) for row in rows]
+        left_out = [excluded[row] for row in rows]
+        ranked = self._search(interests, most, wanted, left_out, self._popular_now(times), beside)
         hits = dict(zip(rows, ranked, strict=True))
         return [
             self._answer(hits[row], query.k, known, usable[row])
@@ -199,6 +208,8 @@ class HyMiRec:
 
     def _check(self, query: Query) -> None:
         _check_k(query.k)
+        if query.per_interest < 0:
+            raise RequestError(f"per_interest must be at least 0, got {query.per_interest}")
         if query.coarse is not None and query.coarse.bundle != self.bundle_id:
             raise BundleMismatchError(
                 f"coarse interests are of bundle {query.coarse.bundle[:12]}, this one is {self.bundle_id[:12]}; "
@@ -353,13 +364,16 @@ class HyMiRec:
         self,
         interests_BSW: NDArray[np.float32],
         k: int,
+        wanted: list[tuple[int, int]],
         excluded: list[Ints],
         shared: list[Bonus] | None,
         own: list[Bonus] | None,
     ) -> list[Hits]:
-        """The best items by interests and bonuses."""
+        """The best items by interests and bonuses, and shares of interests where they are wanted."""
+        index = self.bundle.index
         with timed(self.meter, STAGE_SECONDS, stage="index"):
-            return self.bundle.index.search(interests_BSW, min(k, self.bundle.catalog.size), excluded, shared, own)
+            best = index.search(interests_BSW, min(k, self.bundle.catalog.size), excluded, shared, own)
+            return share_out(index, interests_BSW, best, wanted, excluded, shared, own)
 
     def _padded(self, rows: Sequence[tuple[Ints, Ints]]) -> tuple[Tensor, Tensor, Tensor]:
         """Items, times and mask, all (B, longest), padded on the right."""

@@ -76,6 +76,7 @@ def main(
         int | None, typer.Option(help="the time that they are for, in seconds [after the last event]")
     ] = None,
     filter_seen: Annotated[bool, typer.Option(help="leave out items of the user's history")] = True,
+    per_interest: Annotated[int, typer.Option(help="items of the k that each interest chooses first", min=0)] = 0,
     part_users: Annotated[int, typer.Option(help="users of a part, what a worker takes at once", min=1)] = PART_USERS,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="change one key: a.b=value")] = None,
 ) -> None:
@@ -89,7 +90,7 @@ def main(
             home() / (bundle or run_dir / "bundle"),
             home() / (histories or run_dir / "data"),
             home() / (out or run_dir / "recommendations"),
-            BatchOptions(k, now, filter_seen),
+            BatchOptions(k, now, filter_seen, per_interest=per_interest),
             part_users,
         )
         if not batch.step.done():

@@ -29,13 +29,14 @@ NO_KEYS = np.empty(0, np.uint64)
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """What every user is asked for: the `k` best items at the time `now` (seconds), `batch` users in one pass of the
-    model."""
+    """What every user is asked for: the `k` best items at the time `now` (seconds), of which each interest chooses
+    `per_interest`; `batch` users in one pass of the model."""
 
     k: int
     now: int | None = None
     filter_seen: bool = True
     batch: int = 256
+    per_interest: int = 0
 
     def at(self, now: int) -> BatchOptions:
         """The same with a time, if it has none."""
@@ -68,7 +69,15 @@ def recommend_part(model: HyMiRec, source: Path, target: Path, options: BatchOpt
     table = read_table(source, [USER, ITEM_KEY, TS])
     keys, ts = one_array(table[ITEM_KEY]), one_array(table[TS])
     queries = [
-        Query(keys[row].values.to_numpy(), ts[row].values.to_numpy(), options.k, now, NO_KEYS, options.filter_seen)
+        Query(
+            keys[row].values.to_numpy(),
+            ts[row].values.to_numpy(),
+            options.k,
+            now,
+            NO_KEYS,
+            options.filter_seen,
+            per_interest=options.per_interest,
+        )
         for row in range(table.num_rows)
     ]
     order = np.argsort([len(query.keys) for query in queries], kind="stable")

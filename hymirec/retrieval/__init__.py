@@ -5,6 +5,7 @@ from hymirec.retrieval.device import on_device
 from hymirec.retrieval.exhaustive import for_batches
 from hymirec.retrieval.index import Bonus, Hits, ItemIndex
 from hymirec.retrieval.kinds import kind_for
+from hymirec.retrieval.shares import share_out
 
 __all__ = [
     "Bonus",
@@ -17,4 +18,5 @@ __all__ = [
     "grow_index",
     "kind_for",
     "on_device",
+    "share_out",
 ]

@@ -5,6 +5,8 @@ N items of the reply  H items of the history  S interests  W item width
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,9 +24,7 @@ Spot = tuple[float, float]
 def explain(model: HyMiRec, query: Query, nearest: int, finds: int) -> ExplainReply:
     """A reply, a map of interests, items and history, and of each interest so many `nearest` items and lone `finds`."""
     catalog, index = model.bundle.catalog, model.bundle.index
-    found = model.recommend_keys(
-        query.keys, query.ts, query.k, now=query.now, exclude=query.exclude, filter_seen=query.filter_seen
-    )
+    found = model.recommend_batch([replace(query, coarse=None)])[0]
     interests_SW = model.interests_keys(query.keys, query.ts, query.now)
     strengths = np.linalg.norm(interests_SW, axis=1)
     past, past_ts = _newest(catalog.indices_of_keys(query.keys), query.ts)

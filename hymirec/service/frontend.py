@@ -307,7 +307,16 @@ def _given(body: RecommendRequest, now: int) -> Snapshot | None:
 def _query(body: RecommendRequest, now: int, snapshot: Snapshot) -> Query:
     history = snapshot.history
     excluded = item_keys(body.exclude)
-    return Query(history.keys, history.ts, body.k, now, excluded, body.filter_seen, snapshot.coarse)
+    return Query(
+        history.keys,
+        history.ts,
+        body.k,
+        now,
+        excluded,
+        body.filter_seen,
+        snapshot.coarse,
+        per_interest=body.per_interest,
+    )
 
 
 def _as_of(snapshot: Snapshot) -> AsOf:

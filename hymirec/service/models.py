@@ -34,6 +34,9 @@ class RecommendRequest(BaseModel):
     history: list[Ref | tuple[Ref, Seconds]] | None = Field(None, description="item ids, or [item id, seconds] pairs")
     k: int = Field(20, ge=1)
     filter_seen: bool = Field(True, description="leave out items of the history")
+    per_interest: int = Field(
+        0, ge=0, description="so many items that each interest chooses first; 0: the best, whoever's they are"
+    )
     exclude: list[Ref] = Field(default_factory=list, description="items that must not be returned")
     now: Seconds | None = Field(None, description="time of the request; the clock, if not given")
     min_ts: Seconds | None = Field(

@@ -82,6 +82,21 @@ def test_a_click_on_an_item_moves_the_list_and_shows_how_long_it_took(page: Page
     assert len(page.locator("#health-bundle").inner_text()) == 12
 
 
+def test_each_interest_chooses_when_it_is_asked_to(page: Page) -> None:
+    pick(page, MARIE)
+    expect(page.locator("#interests button").first).to_be_visible()
+    best = recommended(page)
+    with page.expect_response(lambda reply: reply.url.endswith("/v1/explain")):
+        page.get_by_label("Each interest chooses five items first").check()
+    expect(page.locator("#interests .interest")).to_have_count(2)
+    counts = [column.locator("button").count() for column in page.locator("#interests .interest").all()]
+    assert min(counts) >= 5
+    assert sum(counts) == len(best)
+    with page.expect_response(lambda reply: reply.url.endswith("/v1/explain")):
+        page.get_by_label("Each interest chooses five items first").uncheck()
+    assert recommended(page) == best
+
+
 def test_what_if_asks_with_a_list_and_stores_nothing(page: Page) -> None:
     page.get_by_role("button", name="What if").click()
     expect(page.locator("#interests h3")).to_have_text(["Popular now"])

@@ -1,5 +1,6 @@
 // The console. Every text of the service is set as text, never as markup.
 const LIST = 30;
+const SHARE = 5;
 const VISIBLE_MS = 30000;
 const HEALTH_MS = 5000;
 const RECENT = 12;
@@ -151,7 +152,7 @@ function show(reply) {
 
 function question(extra = {}) {
   const who = state.mode === "user" ? { user_id: state.user } : { history: state.list.map((item) => [item.item_id, item.ts]) };
-  return { ...who, k: LIST, ...extra };
+  return { ...who, k: LIST, per_interest: at("shares").checked ? SHARE : 0, ...extra };
 }
 
 async function refresh() {
@@ -279,6 +280,7 @@ at("user-form").addEventListener("submit", (event) => {
   setUser(at("user").value);
 });
 at("item-form").addEventListener("submit", find);
+at("shares").addEventListener("change", refresh);
 at("mode-user").addEventListener("click", () => setMode("user"));
 at("mode-list").addEventListener("click", () => setMode("list"));
 at("token-form").addEventListener("submit", (event) => {
