@@ -411,7 +411,7 @@ class ComputeConfig(Config):
     use_gpu: bool = Field(False, description="one GPU a worker and an actor")
     engine: Literal["deepspeed", "torch"] = Field("deepspeed", description="`torch` is plain DDP, for comparison")
     zero_stage: Literal[0, 1, 2, 3] = Field(
-        2, description="DeepSpeed ZeRO stage; with one fp32 worker, 1 and 2 are run as 0, which gives the same weights"
+        2, description="DeepSpeed ZeRO stage; one fp32 worker runs 1 and 2 as 0: equal but for rounding, and cheaper"
     )
     bf16: bool = Field(False, description="train and encode in bfloat16; gains on GPUs only")
     encode_actors: int = Field(1, ge=1, description="actors of the encode and code steps")

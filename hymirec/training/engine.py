@@ -234,8 +234,8 @@ class DeepSpeedEngine:
 def effective_stage(compute: ComputeConfig, world: int) -> int:
     """ZeRO stage that is run: 1 and 2 share gradients and moments out among workers, so of one fp32 worker they are 0.
 
-    There 0 gives the same weights, to the bit, without copies of all gradients and weights a step. In bf16 they stay,
-    since their fp32 gradients add up more exactly.
+    There 0 gives the same weights up to rounding (the norm for clipping adds up in another order) without copies of all
+    gradients and weights a step. In bf16 they stay, since their fp32 gradients add up more exactly.
     """
     alone = world == 1 and compute.zero_stage < 3 and not compute.bf16
     return 0 if alone else compute.zero_stage

@@ -32,7 +32,7 @@ def trained(directory: Path) -> dict[str, torch.Tensor]:
     return fit(ToyTask(), OPTIM, COMPUTE, seed=1, reporter=LocalReporter(directory)).state
 
 
-def test_one_worker_gets_the_weights_of_zero_2_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_worker_gets_the_weights_of_zero_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert effective_stage(COMPUTE, 1) == 0
     zero = trained(tmp_path / "0")
     monkeypatch.setattr("hymirec.training.engine.effective_stage", lambda compute, world: compute.zero_stage)
