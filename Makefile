@@ -33,7 +33,7 @@ demo: install  ## the whole system on a real shop's history, in minutes
 test: install  ## all tests; says what it left out when a service is not on this machine
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-faults: install  ## the long fault runs: 1,800 SIGKILLs, damaged files, zombies on Kafka, serving under load (two hours, half of it a soak and overload)
+faults: install  ## the long fault runs: 1,800 SIGKILLs, damaged files, zombies on Kafka, serving under load (up to two hours)
 	@PYTHONPATH=tests:tests/faults $(BIN)/python tests/faults/run_faults.py
 	@HYMIREC_MACHINE_RUNS=700 $(BIN)/python -m pytest -q tests/history/test_store_machine.py
 	@PYTHONPATH=tests $(BIN)/python tests/streaming/test_decode_fuzz.py 1000000

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +98,7 @@ def _worker(work: dict[str, _Work]) -> None:
     total = count_rows(job.embeddings)
     start, stop = (total * rank // reducer.world for rank in (reducer.rank, reducer.rank + 1))
 
-    def batches() -> Iterator[tuple[torch.Tensor, NDArray[np.int64]]]:
-        if job.streamed:
-            yield from _streamed()
-        for first in range(start, start if job.streamed else stop, BATCH_ROWS):
-            ids = np.arange(first, min(first + BATCH_ROWS, stop))
-            yield torch.from_numpy(read_vectors(job.embeddings, first, first + len(ids))), ids
-
+    batches = _streamed if job.streamed else partial(_read, job.embeddings, start, stop)
     codebook: ItemQuantizer
     if config.kind == "cosine":
         last = ResidualCodebook.from_pretrained(job.last) if job.last is not None else None
@@ -127,6 +122,13 @@ def _streamed() -> Iterator[tuple[torch.Tensor, NDArray[np.int64]]]:
     shard = ray.train.get_dataset_shard(EMBEDDINGS)
     for table in shard.iter_batches(batch_size=BATCH_ROWS, batch_format="pyarrow"):
         yield torch.from_numpy(as_matrix(table[EMBEDDING])), to_numpy(table[INDEX]).astype(np.int64)
+
+
+def _read(embeddings: Path, start: int, stop: int) -> Iterator[tuple[torch.Tensor, NDArray[np.int64]]]:
+    """The embeddings of items start..stop, read by this worker itself."""
+    for first in range(start, stop, BATCH_ROWS):
+        ids = np.arange(first, min(first + BATCH_ROWS, stop))
+        yield torch.from_numpy(read_vectors(embeddings, first, first + len(ids))), ids
 
 
 def _write_timing(out: Path, reducer: Reducer, device: torch.device, facts: dict[str, Any]) -> None:
