@@ -91,8 +91,7 @@ def figures() -> Iterator[Figure]:
     one_thread()
     with tempfile.TemporaryDirectory() as directory, small_ray():
         place = Path(directory)
-        given = os.environ.get("HYMIREC_BUNDLE")
-        bundle = Path(given) if given else serving_bundle(place)
+        bundle = serving_bundle(place)
         model = HyMiRec.from_pretrained(bundle)
         catalog, rng = model.bundle.catalog, np.random.default_rng(0)
         items = [str(catalog.item_id(index)) for index in range(catalog.size)]

@@ -3,7 +3,8 @@
 Ours is everything from the bytes of a request to the bytes of its reply, without a socket: parsing, the history from
 RocksDB, the cached coarse interests, the line before the model, the reply. The peer is the model's forward pass and the
 search alone, on prepared tensors and in the very batches that the service made. A closed loop of clients, one thread
-for the model. Beside the figures: what a request waits for, by stage.
+for the model. Beside the figures: what a request waits for, by stage. `HYMIREC_BUNDLE` names a bundle; without it, one
+of the size of the demo's with fresh weights.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from bench_kit import Figure, compare_timed, main
 from service_kit import BASE_TS, LocalService, Recorder, event, service_config, until
-from serving_bundle import HISTORY, ITEMS, serving_bundle
+from serving_bundle import HISTORY, serving_bundle
 
 from hymirec import HyMiRec
 from hymirec.catalog.keys import item_keys
@@ -156,7 +157,7 @@ def one_thread() -> None:
 def histories_of(model: HyMiRec) -> list[list[tuple[str, int]]]:
     """Each user's (item id, time), oldest first."""
     rng, catalog = np.random.default_rng(0), model.bundle.catalog
-    chosen = [rng.choice(ITEMS, HISTORY, replace=False) for _ in range(USERS)]
+    chosen = [rng.choice(catalog.size, min(HISTORY, catalog.size // 2), replace=False) for _ in range(USERS)]
     return [[(str(catalog.item_id(int(i))), BASE_TS + at * 3_600) for at, i in enumerate(items)] for items in chosen]
 
 
