@@ -15,6 +15,7 @@ from hymirec import errors
 from hymirec.catalog.parts import part_paths, pending_parts, same_rows
 from hymirec.config import ComputeConfig
 from hymirec.errors import ArtifactError, HyMiRecError, ModelError
+from ray_jobs.cluster import worker_environment
 from ray_jobs.console import OnProgress
 
 
@@ -62,7 +63,6 @@ def map_parts(
     pending = pending_parts(source, target, done)
     if not pending:
         return []
-    env = {"OMP_NUM_THREADS": str(compute.threads_per_worker), "TOKENIZERS_PARALLELISM": "false"}
     rows: list[dict[str, Any]] = []
     made = ray.data.from_items([{"part": str(path)} for path in pending], override_num_blocks=len(pending)).map_batches(
         _Guarded,
@@ -71,7 +71,7 @@ def map_parts(
         compute=ray.data.ActorPoolStrategy(size=min(compute.encode_actors, len(pending))),
         num_cpus=compute.cpus_per_actor,
         num_gpus=1 if compute.use_gpu else 0,
-        runtime_env={"env_vars": env},
+        runtime_env={"env_vars": worker_environment(compute)},
     )
     for answer in made.iter_rows():
         row = json.loads(answer["row"])

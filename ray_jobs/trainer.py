@@ -37,6 +37,7 @@ from hymirec.errors import HyMiRecError, ModelError
 from hymirec.training import TrainTask, fit
 from hymirec.training.loop import load_weights
 from hymirec.training.reporter import ProgressFile, SaveFn
+from ray_jobs.cluster import worker_environment
 from ray_jobs.console import OnProgress
 
 PROGRESS = Path("logs/progress.json")
@@ -240,12 +241,6 @@ def worker_scaling(compute: ComputeConfig) -> ScalingConfig:
     """Workers and what each of them holds."""
     resources = {"CPU": compute.cpus_per_worker} | ({"GPU": 1} if compute.use_gpu else {})
     return ScalingConfig(num_workers=compute.workers, use_gpu=compute.use_gpu, resources_per_worker=resources)
-
-
-def worker_environment(compute: ComputeConfig) -> dict[str, str]:
-    """Environment of a worker process: thread counts, and DeepSpeed's accelerator on machines without one."""
-    env = {"OMP_NUM_THREADS": str(compute.threads_per_worker), "TOKENIZERS_PARALLELISM": "false"}
-    return env if compute.use_gpu else env | {"DS_ACCELERATOR": "cpu"}
 
 
 def _drop_unreadable_run(run: Path) -> None:
