@@ -289,11 +289,13 @@ def main(
     config: Annotated[Path, typer.Option(help="YAML of the pipeline config that the search starts from")],
     space: Annotated[Path, typer.Option(help="YAML of the search; shipped ones are ray_jobs/configs/sweep-*")],
     assignments: Annotated[list[str] | None, typer.Option("--set", help="change one key of the base: a.b=c")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the search, instead of the YAML's")] = None,
 ) -> None:
     """Search, and say what is best."""
     screen = Screen()
     with spoken_errors(screen, Path("the sweep's logs/sweep.log")):
-        base, settings = load(PipelineConfig, config, assignments or ()), load(SweepConfig, space)
+        base = load(PipelineConfig, config, assignments or ())
+        settings = load(SweepConfig, space, [f"name={name}"] if name else ())
         at(base, {key: domain.example for key, domain in settings.space.items()}, settings.name)
         log_to_file(settings.directory / "logs" / "sweep.log")
         connect(base.compute)

@@ -54,7 +54,7 @@ class Sweep:
     def start(self) -> subprocess.Popen[str]:
         base, space = str(self.directory / "base.yaml"), str(self.directory / "space.yaml")
         return subprocess.Popen(
-            [sys.executable, "ray_jobs/sweep.py", "--config", base, "--space", space],
+            [sys.executable, "ray_jobs/sweep.py", "--config", base, "--space", space, "--name", "mine"],
             cwd=ROOT,
             env=plain_environment(RAY_ADDRESS=ray.get_runtime_context().gcs_address),
             stdout=subprocess.PIPE,
@@ -100,9 +100,10 @@ def test_the_planted_better_point_wins_and_becomes_a_config(sweep: Sweep, rows: 
     assert [row["point"] for row in rows] == [{OPTIM: GOOD}, {OPTIM: BAD}]
     assert rows[0][METRIC] > rows[1][METRIC]
     assert rows[0]["epochs"] == EPOCHS
-    best = load(PipelineConfig, sweep.out / "best.yaml").recommender.optim
-    assert (best.lr, best.epochs) == (GOOD["lr"], EPOCHS)
+    best = load(PipelineConfig, sweep.out / "best.yaml")
+    assert (best.recommender.optim.lr, best.recommender.optim.epochs, best.name) == (GOOD["lr"], EPOCHS, "mine-best")
     lines = (sweep.out / "sweep.md").read_text().splitlines()
+    assert lines[0] == "# Sweep: mine"
     assert [line.split(" | ")[-1] for line in lines[4:]] == ["finished |", "early |"]
 
 
@@ -182,9 +183,13 @@ def test_a_key_that_no_config_has_is_refused(tmp_path: Path) -> None:
         at(tiny(tmp_path), {"recommender.optim.speed": 1}, "x")
 
 
-def test_the_shipped_space_is_one_of_the_demo() -> None:
+@pytest.mark.parametrize(
+    ("space", "config"),
+    [("online-retail", "demo"), *(("rivals", f"online-retail/{name}") for name in ("gru4rec", "sasrec", "hstu"))],
+)
+def test_a_shipped_space_is_one_of_its_config(space: str, config: str) -> None:
     configs = ROOT / "ray_jobs" / "configs"
-    settings = load(SweepConfig, configs / "sweep-online-retail.yaml")
-    base = load(PipelineConfig, configs / "demo.yaml")
+    settings = load(SweepConfig, configs / f"sweep-{space}.yaml")
+    base = load(PipelineConfig, configs / f"{config}.yaml")
     for key, domain in settings.space.items():
         assert at(base, {key: domain.example}, "x").name == "x"
