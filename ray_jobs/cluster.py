@@ -28,14 +28,9 @@ SERVE_ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_apps.tu
 LOCAL_ENVIRONMENT = SERVE_ENVIRONMENT | {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
-# The C library hands large blocks that are freed back to the kernel, which clears them page by page when they are
-# wanted again: 4 to 9 % of a training step on a CPU. Up to these sizes a worker keeps them.
-KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
-
-
 def worker_environment(compute: ComputeConfig) -> dict[str, str]:
-    """Environment of a process that runs a model: threads, memory, and DeepSpeed's accelerator where there is none."""
-    env = {"OMP_NUM_THREADS": str(compute.threads_per_worker), "TOKENIZERS_PARALLELISM": "false"} | KEPT_MEMORY
+    """Environment of a process that runs a model: threads, and DeepSpeed's accelerator where there is none."""
+    env = {"OMP_NUM_THREADS": str(compute.threads_per_worker), "TOKENIZERS_PARALLELISM": "false"}
     return env if compute.use_gpu else env | {"DS_ACCELERATOR": "cpu"}
 
 
