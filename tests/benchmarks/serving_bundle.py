@@ -19,9 +19,9 @@ from hymirec.config import PipelineConfig, parse
 ITEMS, USERS, HISTORY = 3_700, 400, 260
 
 
-def serving_config(items: int = ITEMS) -> PipelineConfig:
+def serving_config() -> PipelineConfig:
     """The configuration of the run."""
-    synthetic = {"items": items, "users": USERS, "events_per_user": HISTORY, "topics": 40, "shards": 2}
+    synthetic = {"items": ITEMS, "users": USERS, "events_per_user": HISTORY, "topics": 40, "shards": 2}
     values = {
         "name": "serving",
         "data": {"kind": "synthetic", "synthetic": synthetic},
@@ -34,9 +34,9 @@ def serving_config(items: int = ITEMS) -> PipelineConfig:
     return parse(PipelineConfig, values)
 
 
-def serving_bundle(directory: Path, items: int = ITEMS) -> Path:
+def serving_bundle(directory: Path) -> Path:
     """The one that `HYMIREC_BUNDLE` names, or one that is built in `directory`, which takes about a minute."""
     given = os.environ.get("HYMIREC_BUNDLE")
     if given:
         return Path(given)
-    return build_run(serving_config(items), directory / "run") / "bundle"
+    return build_run(serving_config(), directory / "run") / "bundle"
