@@ -496,6 +496,23 @@ class StreamConfig(Config):
     session_timeout_seconds: float = Field(
         10.0, gt=0, description="Kafka only: a dead writer's partitions move after this"
     )
+    group_protocol: Literal["classic", "consumer"] = Field(
+        "classic",
+        description="confluent only: `consumer` (KIP-848, brokers from Kafka 4.0 on) moves single partitions while the "
+        "others go on; the session timeout is then the broker's",
+    )
+    member: str | None = Field(
+        None,
+        min_length=1,
+        description="Kafka groups only: static membership under this name, `{rank}` being the replica's number; who is "
+        "back within the session timeout has the same partitions at once, who stops for good keeps them so long",
+    )
+
+    @model_validator(mode="after")
+    def _group_known(self) -> StreamConfig:
+        if self.group_protocol == "consumer" and self.source != "confluent":
+            raise ValueError(f"stream.group_protocol=consumer needs stream.source=confluent, not {self.source}")
+        return self
 
     @model_validator(mode="after")
     def _place_given(self) -> StreamConfig:
@@ -597,6 +614,14 @@ class ServiceConfig(Config):
             )
         return self
 
+    def for_writer(self, rank: int) -> ServiceConfig:
+        """The same for the history writer of this number: its own name in the group."""
+        member = self.stream.member
+        if member is None:
+            return self
+        named = self.stream.model_copy(update={"member": member.replace("{rank}", str(rank))})
+        return self.model_copy(update={"stream": named})
+
     @property
     def most_writers(self) -> int:
         """History writers that may run at a time; beyond one they share the partitions as a group."""
@@ -609,6 +634,8 @@ class ServiceConfig(Config):
                 raise ValueError(f"{name} > 1 needs history.store=redis and a Kafka stream")
         if self.most_writers < self.writer_replicas:
             raise ValueError("max_writer_replicas must be at least writer_replicas")
+        if self.most_writers > 1 and self.stream.member is not None and "{rank}" not in self.stream.member:
+            raise ValueError("stream.member must contain {rank}: writers of one name shut each other out")
         if self.max_recommender_replicas < self.recommender_replicas:
             raise ValueError("max_recommender_replicas must be at least recommender_replicas")
         return self

@@ -18,7 +18,8 @@ class HistoryWriter(Writer):
 
     def __init__(self, config: ServiceConfig, recommender: DeploymentHandle) -> None:
         begin(config)
-        super().__init__(config, RankerHandle("recommender", recommender), Meters())
+        rank = serve.get_replica_context().rank.rank
+        super().__init__(config.for_writer(rank), RankerHandle("recommender", recommender), Meters())
 
     async def check_health(self) -> None:
         """A dead or stuck consumer: Serve replaces this replica, and the new one starts at the stored position."""

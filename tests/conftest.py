@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from services import (
+    SHORT_SESSIONS,
     KafkaBroker,
     RedisServer,
     missing_for_browser,
@@ -112,8 +113,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 @pytest.fixture(scope="session")
 def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
     """A real Apache Kafka broker; `.bootstrap`, `.create_topic(name, partitions)`."""
-    # Group members may be taken for dead sooner than after the six seconds of the default.
-    broker = KafkaBroker(tmp_path_factory.mktemp("kafka"), settings=["group.min.session.timeout.ms=1000"])
+    broker = KafkaBroker(tmp_path_factory.mktemp("kafka"), settings=SHORT_SESSIONS)
     broker.start()
     yield broker
     # Tests may kill it and start it again; whatever runs now is ended.

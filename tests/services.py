@@ -32,6 +32,15 @@ def _broker_module() -> ModuleType:
 broker_module = _broker_module()
 KafkaBroker = broker_module.Broker
 free_port = broker_module.free_port
+# Group members may be taken for dead sooner than after the six seconds of the default; where the broker says how long a
+# session lasts (KIP-848) it is two.
+SHORT_SESSIONS = (
+    "group.min.session.timeout.ms=1000",
+    "group.consumer.min.session.timeout.ms=1000",
+    "group.consumer.session.timeout.ms=2000",
+    "group.consumer.min.heartbeat.interval.ms=500",
+    "group.consumer.heartbeat.interval.ms=500",
+)
 
 
 class RedisServer:

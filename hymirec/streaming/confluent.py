@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from hymirec.streaming.source import (
     Message,
     dead_letter_headers,
     letter_of,
+    named_otherwise,
     recent_letters,
 )
 
@@ -54,7 +55,11 @@ class ConfluentLog:
 
     def source(self, group: bool) -> EventSource:
         """A reader."""
-        return _Source(self._config, group)
+        return _Source(self._config, group, self._give_name_up)
+
+    def _give_name_up(self) -> None:
+        """Two of one name would shut each other out again and again."""
+        self._config = self._config.model_copy(update={"member": None})
 
     def producer(self) -> EventProducer:
         """A writer of the topic."""
@@ -68,9 +73,11 @@ class ConfluentLog:
 class _Source:
     """All calls come from one thread: librdkafka's Python client hangs when another one asks while it consumes."""
 
-    def __init__(self, config: StreamConfig, group: bool) -> None:
+    def __init__(self, config: StreamConfig, group: bool, give_name_up: Callable[[], None] = lambda: None) -> None:
         self._topic, self._brokers, self._group = config.topic, config.brokers, group
-        milliseconds = int(config.session_timeout_seconds * 1000)
+        self._config, self._give_name_up = config, give_name_up
+        # Where the broker says who reads what it hands over single partitions, and keeps the time itself.
+        self._incremental = group and config.group_protocol == "consumer"
         self._consumer = Consumer(
             {
                 "bootstrap.servers": config.brokers or "",
@@ -81,11 +88,9 @@ class _Source:
                 "auto.offset.reset": "error",
                 "check.crcs": True,
                 "allow.auto.create.topics": False,
-                "session.timeout.ms": milliseconds,
-                # librdkafka's default of 3 s would let a shorter session end between two heartbeats.
-                "heartbeat.interval.ms": milliseconds // 3,
                 "topic.metadata.refresh.interval.ms": int(REFRESH_SECONDS * 1000),
             }
+            | _membership(config, group)
         )
         self._admin = AdminClient({"bootstrap.servers": config.brokers or "", "log_level": CRITICAL})
         self._assigned: set[int] = set()
@@ -99,10 +104,14 @@ class _Source:
     def _on_assign(self, consumer: Any, partitions: Sequence[Any]) -> None:
         """Assigned but paused: nothing is read before its position was sought."""
         places = [TopicPartition(self._topic, tp.partition, OFFSET_BEGINNING) for tp in partitions]
-        consumer.assign(places)
+        if self._incremental:
+            consumer.incremental_assign(places)
+        else:
+            consumer.assign(places)
+            self._assigned, self._waiting = set(), set()
         consumer.pause(places)
-        self._assigned = {tp.partition for tp in partitions}
-        self._waiting = set(self._assigned)
+        self._assigned |= {tp.partition for tp in partitions}
+        self._waiting |= {tp.partition for tp in partitions}
 
     def _on_revoke(self, consumer: Any, partitions: Sequence[Any]) -> None:
         self._assigned -= {tp.partition for tp in partitions}
@@ -207,6 +216,10 @@ class _Source:
                 raise PositionOutOfRangeError(
                     f"{self._topic}[{message.partition()}]: {error.str()}", int(message.partition() or 0)
                 )
+            elif error.code() == KafkaError._FATAL and self._group and self._config.member is not None:
+                # What was fatal is told in words only: another one has the name.
+                self._give_name_up()
+                raise named_otherwise(self._config) from KafkaException(error)
             elif error.code() != KafkaError._PARTITION_EOF and not error.retriable():
                 raise self._unavailable(KafkaException(error))
         return found
@@ -221,6 +234,19 @@ class _Source:
     def close(self) -> None:
         """Leave the group."""
         self._consumer.close()
+
+
+def _membership(config: StreamConfig, group: bool) -> dict[str, Any]:
+    """How a consumer takes part in its group."""
+    settings: dict[str, Any] = {"group.protocol": config.group_protocol if group else "classic"}
+    if settings["group.protocol"] == "classic":
+        milliseconds = int(config.session_timeout_seconds * 1000)
+        settings["session.timeout.ms"] = milliseconds
+        # librdkafka's default of 3 s would let a shorter session end between two heartbeats.
+        settings["heartbeat.interval.ms"] = milliseconds // 3
+    if group and config.member is not None:
+        settings["group.instance.id"] = config.member
+    return settings
 
 
 def _named(headers: Any) -> tuple[tuple[str, bytes], ...]:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.codec import has_lz4, has_snappy, has_zstd
-from kafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError, UnsupportedCodecError
+from kafka.coordinator.base import MemberState
+from kafka.errors import (
+    FencedInstanceIdError,
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    UnsupportedCodecError,
+)
 from kafka.structs import OffsetAndMetadata
 
 from hymirec.config import StreamConfig
@@ -22,6 +29,7 @@ from hymirec.streaming.source import (
     Message,
     dead_letter_headers,
     letter_of,
+    named_otherwise,
     recent_letters,
 )
 
@@ -47,7 +55,11 @@ class KafkaPythonLog:
 
     def source(self, group: bool) -> EventSource:
         """A reader."""
-        return _Source(self._config, self._brokers, group)
+        return _Source(self._config, self._brokers, group, self._give_name_up)
+
+    def _give_name_up(self) -> None:
+        """Two of one name would shut each other out again and again."""
+        self._config = self._config.model_copy(update={"member": None})
 
     def producer(self) -> EventProducer:
         """A writer of the topic."""
@@ -79,8 +91,15 @@ class _Assigned(ConsumerRebalanceListener):  # type: ignore[misc]
 
 
 class _Source:
-    def __init__(self, config: StreamConfig, brokers: Sequence[str], group: bool) -> None:
+    def __init__(
+        self,
+        config: StreamConfig,
+        brokers: Sequence[str],
+        group: bool,
+        give_name_up: Callable[[], None] = lambda: None,
+    ) -> None:
         self._topic, self._brokers, self._group = config.topic, brokers, group
+        self._config, self._give_name_up = config, give_name_up
         self._waiting: set[int] = set()
         milliseconds = int(config.session_timeout_seconds * 1000)
         try:
@@ -88,6 +107,7 @@ class _Source:
                 bootstrap_servers=list(brokers),
                 bootstrap_timeout_ms=int(ASK_SECONDS * 1000),
                 group_id=config.group,
+                group_instance_id=config.member if group else None,
                 enable_auto_commit=False,
                 auto_offset_reset="none",
                 allow_auto_create_topics=False,
@@ -141,6 +161,18 @@ class _Source:
         group answers: no heartbeat follows, the group drops the member, and it reads on without knowing.
         """
         self._consumer._coordinator.request_rejoin()
+
+    def _check_name(self) -> None:
+        """kafka-python (3.0.12) ends the heartbeats of a member whose name another one has, and reads on."""
+        coordinator = self._consumer._coordinator
+        with coordinator._lock:
+            shut_out = coordinator.state is MemberState.STABLE and not coordinator._heartbeat_enabled
+        if shut_out:
+            raise self._shut_out()
+
+    def _shut_out(self) -> SourceUnavailableError:
+        self._give_name_up()
+        return named_otherwise(self._config)
 
     def waiting(self) -> set[int]:
         """Held partitions that are still assigned."""
@@ -200,6 +232,8 @@ class _Source:
 
     def poll(self, timeout: float, most: int) -> list[Message]:
         """See `EventSource.poll`."""
+        if self._group and self._config.member is not None:
+            self._check_name()
         try:
             found = self._consumer.poll(timeout_ms=int(timeout * 1000), max_records=most)
         except OffsetOutOfRangeError as e:
@@ -207,6 +241,8 @@ class _Source:
         except NoOffsetForPartitionError:
             # A new assignment whose position was not sought yet.
             return []
+        except FencedInstanceIdError as e:
+            raise self._shut_out() from e
         except UnsupportedCodecError as e:
             raise CodecMissingError(f"{e}; install the codec and restart the history writer") from e
         except KafkaError as e:

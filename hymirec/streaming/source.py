@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 import xxhash
 
+from hymirec.config import StreamConfig
 from hymirec.errors import SourceUnavailableError
 
 # Dead letters a partition that a writer looks back at when it starts.
@@ -128,6 +129,14 @@ class EventLog(Protocol):
     def dead_letters(self) -> DeadLetters:
         """A writer of the dead-letter topic."""
         ...
+
+
+def named_otherwise(config: StreamConfig) -> SourceUnavailableError:
+    """What to raise when another member of the group has this one's name."""
+    return SourceUnavailableError(
+        f"another history writer is {config.member} in the group {config.group} (stream.member); this one goes on "
+        "there without a name"
+    )
 
 
 def dead_letter_headers(topic: str, message: Message, reason: str, detail: str) -> list[tuple[str, bytes]]:

@@ -16,7 +16,7 @@ from fault_part import Part
 from fault_run import Report
 from fault_wal import trials
 from service_kit import tiny_bundle
-from services import KafkaBroker, RedisServer
+from services import SHORT_SESSIONS, KafkaBroker, RedisServer
 from serving_kills import recommender_kills, writer_kills
 from serving_kit import small_ray
 from serving_overload import OverloadRun, heavy_bundle
@@ -121,23 +121,25 @@ def growth(seed: int, scale: float) -> Iterator[Part]:
 
 
 def zombies(seed: int, scale: float) -> Iterator[Part]:
-    """Members put to sleep beyond the session timeout, and forced rebalances; half with each client of Kafka."""
+    """Members put to sleep beyond the session timeout, and forced rebalances: half with each client of Kafka, and again
+    half with Kafka's newer group protocol.
+    """
     with tempfile.TemporaryDirectory() as directory:
-        broker = KafkaBroker(Path(directory) / "kafka", settings=["group.min.session.timeout.ms=1000"])
+        broker = KafkaBroker(Path(directory) / "kafka", settings=SHORT_SESSIONS)
         server = RedisServer(Path(directory) / "redis")
         try:
             broker.start()
             server.start()
-            for kind in ("kafka-python", "confluent"):
+            for kind, protocol in (("kafka-python", "classic"), ("confluent", "classic"), ("confluent", "consumer")):
                 begun = time.monotonic()
-                place = Path(directory) / kind
-                run = zombie_run(place, kind, broker, server, seed).run_zombies(
+                place = Path(directory) / f"{kind}-{protocol}"
+                run = zombie_run(place, kind, broker, server, seed, protocol=protocol).run_zombies(
                     of(STOPS // 2, scale), of(REBALANCES // 2, scale)
                 )
                 # Kafka cannot take a letter back that a writer taken for dead had still in hand.
                 letters = run.faults.pop("letters doubled", 0)
                 details = {"messages": run.messages, "letters doubled": letters, **run.kills}
-                name = f"asleep or rebalanced, {kind} to Redis"
+                name = f"asleep or rebalanced, {kind} ({protocol} protocol) to Redis"
                 yield Part(name, run.kills.total(), run.faults, time.monotonic() - begun, details, run.notes)
         finally:
             broker.kill()

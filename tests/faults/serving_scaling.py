@@ -31,7 +31,12 @@ PATIENCE_SECONDS = 900.0
 def backlog(bundle: Path, directory: Path, brokers: str, redis_url: str, events: int) -> Part:
     """So many events at once, before one history writer of at most two. The topics must be there."""
     stream = StreamConfig(
-        source="kafka-python", brokers=brokers, topic=TOPIC, dead_letter_topic=LETTERS, batch_events=BATCH_EVENTS
+        source="kafka-python",
+        brokers=brokers,
+        topic=TOPIC,
+        dead_letter_topic=LETTERS,
+        batch_events=BATCH_EVENTS,
+        member="writer-{rank}",
     )
     history = HistoryConfig(store="redis", url=redis_url)
     past = _past(item_ids(bundle), events)

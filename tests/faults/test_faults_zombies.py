@@ -15,23 +15,44 @@ pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 
 
 def zombie_run(
-    tmp_path: Path, kind: str, broker: KafkaBroker, server: RedisServer, seed: int, bug: str | None = None
+    tmp_path: Path,
+    kind: str,
+    broker: KafkaBroker,
+    server: RedisServer,
+    seed: int,
+    bug: str | None = None,
+    protocol: str = "classic",
 ) -> ZombieRun:
     """Two writers of a group on a topic of their own."""
     server.flush()
     tmp_path.mkdir(exist_ok=True)
     log = LogUnderTest(kind, tmp_path, broker, partitions=PARTITIONS)
-    changes = {"batch_events": 16, "poll_seconds": 0.05, "session_timeout_seconds": SESSION_SECONDS}
-    log.config = log.config.model_copy(update=changes)
+    log.config = log.config.model_copy(
+        update={
+            "batch_events": 16,
+            "poll_seconds": 0.05,
+            "session_timeout_seconds": SESSION_SECONDS,
+            "group_protocol": protocol,
+        }
+    )
     history = HistoryConfig(store="redis", url=server.url, shards=4, max_events=500, dedup_horizon=4)
     return ZombieRun(log, history, seed, bug)
 
 
-@pytest.mark.parametrize(("kind", "stops", "rebalances"), [("kafka-python", 1, 3), ("confluent", 1, 2)])
+@pytest.mark.parametrize(
+    ("kind", "protocol", "stops", "rebalances"),
+    [("kafka-python", "classic", 1, 3), ("confluent", "classic", 1, 2), ("confluent", "consumer", 1, 2)],
+)
 def test_writers_taken_for_dead_and_rebalances_double_nothing(
-    tmp_path: Path, kafka_broker: KafkaBroker, redis_server: RedisServer, kind: str, stops: int, rebalances: int
+    tmp_path: Path,
+    kafka_broker: KafkaBroker,
+    redis_server: RedisServer,
+    kind: str,
+    protocol: str,
+    stops: int,
+    rebalances: int,
 ) -> None:
-    run = zombie_run(tmp_path, kind, kafka_broker, redis_server, seed=1)
+    run = zombie_run(tmp_path, kind, kafka_broker, redis_server, seed=1, protocol=protocol)
     report = run.run_zombies(stops, rebalances)
     assert set(report.faults) <= {"letters doubled"}, report.notes
     assert report.kills.total() >= stops + rebalances

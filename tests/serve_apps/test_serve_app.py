@@ -20,6 +20,11 @@ from serve_apps.stages import ours
 
 CONFIGS = sorted((Path(__file__).parents[2] / "serve_apps" / "configs").glob("*.yaml"))
 ARGS: dict[str, Any] = {"bundle": "b", "history": {"path": "h"}, "stream": {"path": "l"}}
+GROUP: dict[str, Any] = {
+    "history": {"store": "redis", "url": "redis://127.0.0.1:1/0"},
+    "stream": {"source": "kafka-python", "brokers": "127.0.0.1:1"},
+    "max_writer_replicas": 2,
+}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -44,6 +49,14 @@ def test_relative_paths_lie_under_the_home_of_the_project(tmp_path: Path, monkey
     assert home() == Path.cwd()
 
 
+def test_each_writer_has_a_name_of_its_own_in_the_group() -> None:
+    named = ServiceConfig(**ARGS | GROUP | {"stream": GROUP["stream"] | {"member": "writer-{rank}"}})
+    assert [named.for_writer(rank).stream.member for rank in (0, 2)] == ["writer-0", "writer-2"]
+    assert named.for_writer(1).model_copy(update={"stream": named.stream}) == named
+    nameless = ServiceConfig(**ARGS | GROUP)
+    assert nameless.for_writer(1) == nameless
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -52,6 +65,8 @@ def test_relative_paths_lie_under_the_home_of_the_project(tmp_path: Path, monkey
         ({"bundel": "x"}, "bundel: unknown key"),
         ({"writer_replicas": 2}, "writer_replicas > 1 needs"),
         ({"max_writer_replicas": 2}, "max_writer_replicas > 1 needs"),
+        (GROUP | {"stream": GROUP["stream"] | {"member": "writer"}}, r"stream.member must contain \{rank\}"),
+        (GROUP | {"stream": GROUP["stream"] | {"group_protocol": "consumer"}}, "needs stream.source=confluent"),
     ],
 )
 def test_what_cannot_be_served_is_refused_before_anything_starts(change: dict[str, Any], message: str) -> None:

@@ -15,10 +15,11 @@ from hymirec.catalog.events import Event
 from hymirec.catalog.keys import item_key
 from hymirec.config import HistoryConfig
 from hymirec.history import HistoryStore, open_store
-from hymirec.streaming import HistoryConsumer, event_message
+from hymirec.streaming import HistoryConsumer, event_message, open_log
 
 pytestmark = pytest.mark.kafka
 USERS = 7
+GROUPS = [("kafka-python", "classic"), ("confluent", "classic"), ("confluent", "consumer")]
 
 
 def message(i: int) -> tuple[str, bytes]:
@@ -79,12 +80,13 @@ def test_a_broker_killed_and_a_topic_created_again_lose_and_double_nothing(
 
 
 @pytest.mark.redis
-@pytest.mark.parametrize("kind", ["kafka-python", "confluent"])
+@pytest.mark.parametrize(("kind", "protocol"), GROUPS)
 def test_a_group_of_writers_on_redis_hands_over_and_keeps_every_event_once(
-    kind: str, tmp_path: Path, kafka_broker: KafkaBroker, redis_server: RedisServer
+    kind: str, protocol: str, tmp_path: Path, kafka_broker: KafkaBroker, redis_server: RedisServer
 ) -> None:
     redis.Redis.from_url(redis_server.url).flushall()
     log = LogUnderTest(kind, tmp_path, kafka_broker, partitions=4)
+    log.config = log.config.model_copy(update={"group_protocol": protocol})
     producer = log.open().producer()
     history = HistoryConfig(store="redis", url=redis_server.url, shards=8)
 
@@ -115,3 +117,80 @@ def test_a_group_of_writers_on_redis_hands_over_and_keeps_every_event_once(
     assert two.status().ready
     two.stop()
     store.close()
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize(("kind", "protocol"), GROUPS)
+def test_a_named_writer_that_comes_back_has_its_partitions_again_and_the_others_never_stop(
+    kind: str, protocol: str, tmp_path: Path, kafka_broker: KafkaBroker, redis_server: RedisServer
+) -> None:
+    redis_server.flush()
+    log = LogUnderTest(kind, tmp_path, kafka_broker, partitions=4)
+    # Longer than the restart below; where the broker keeps the time, a member that leaves says that it comes back.
+    log.config = log.config.model_copy(update={"group_protocol": protocol, "session_timeout_seconds": 30.0})
+    history = HistoryConfig(store="redis", url=redis_server.url, shards=4)
+
+    def writer(name: str) -> HistoryConsumer:
+        stream = log.config.model_copy(update={"member": name})
+        consumer = HistoryConsumer(open_log(stream), open_store(history), stream, group=True)
+        consumer.start()
+        return consumer
+
+    def partitions(consumer: HistoryConsumer) -> list[int]:
+        return sorted(consumer.status().positions)
+
+    one, two = writer("one"), writer("two")
+    until(lambda: len(partitions(one)) == len(partitions(two)) == 2)
+    before, others = partitions(one), partitions(two)
+    producer = log.open().producer()
+    producer.send([message(i) for i in range(100)])
+    one.stop()
+    # While it is away nobody reads its partitions, and the other one goes on with its own.
+    places = producer.send([message(i) for i in range(100, 200)])
+    assert two.wait_for([place for place in places if place[0] in others], 20)
+    assert partitions(two) == others
+    again = writer("one")
+    try:
+        assert again.wait_for([place for place in places if place[0] in before], 20)
+        assert partitions(again) == before
+        assert partitions(two) == others
+        store = open_store(history)
+        assert everything(store) == expected(200)
+        store.close()
+    finally:
+        again.stop()
+        two.stop()
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize(("kind", "protocol"), GROUPS)
+def test_of_two_writers_of_one_name_one_goes_on_without_a_name(
+    kind: str, protocol: str, tmp_path: Path, kafka_broker: KafkaBroker, redis_server: RedisServer
+) -> None:
+    redis_server.flush()
+    log = LogUnderTest(kind, tmp_path, kafka_broker, partitions=4)
+    log.config = log.config.model_copy(update={"group_protocol": protocol, "member": "one"})
+    history = HistoryConfig(store="redis", url=redis_server.url, shards=4)
+    writers = [HistoryConsumer(log.open(), open_store(history), log.config, group=True) for _ in range(2)]
+    try:
+        writers[0].start()
+        until(lambda: len(writers[0].status().positions) == 4)
+        writers[1].start()
+        producer, sent, deadline = log.open().producer(), 0, time.monotonic() + 60
+
+        def shared() -> bool:
+            held = [set(writer.status().positions) for writer in writers]
+            return not held[0] & held[1] and len(held[0] | held[1]) == 4 and all(w.status().ready for w in writers)
+
+        while not (shared() and all(len(writer.status().positions) == 2 for writer in writers)):
+            producer.send([message(i) for i in range(sent, sent + 10)])
+            sent += 10
+            assert time.monotonic() < deadline, [writer.status() for writer in writers]
+            time.sleep(0.1)
+        store = open_store(history)
+        until(lambda: sum(store.read(f"u{user}").count for user in range(USERS)) >= sent)
+        assert everything(store) == expected(sent)
+        store.close()
+    finally:
+        for writer in writers:
+            writer.stop()
