@@ -493,6 +493,12 @@ class StreamConfig(Config):
     partitions: int = Field(4, ge=1, description="file only: partitions of a new log")
     batch_events: int = Field(2_000, ge=1, description="events applied at once, at most")
     poll_seconds: float = Field(0.2, gt=0, description="a poll without events waits this long")
+    max_rejected_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="a partition of whose last 1,000 messages more than this cannot be used stands still; 1: never",
+    )
     session_timeout_seconds: float = Field(
         10.0, gt=0, description="Kafka only: a dead writer's partitions move after this"
     )

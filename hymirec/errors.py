@@ -150,6 +150,17 @@ class LogDamagedError(StreamError):
         self.partition = partition
 
 
+class PoisonedError(StreamError):
+    """Of a partition's last messages so many cannot be used that its sender, or this program, must be wrong.
+
+    `position` is the stored one, where the partition stands still; None: nothing was ever applied.
+    """
+
+    def __init__(self, message: str, position: int | None) -> None:
+        super().__init__(message)
+        self.position = position
+
+
 class CodecMissingError(StreamError):
     """A message needs a compression codec that is not installed."""
 

@@ -111,6 +111,23 @@ LAG_SECONDS = Metric(
     "How long ago the log took the newest applied message of a partition that has more; 0 when it has none.",
     ("partition",),
 )
+APPLY_EVENTS = Metric(
+    "hymirec_apply_events",
+    "histogram",
+    "Messages of one partition that were decoded and applied at once.",
+    boundaries=(1, 10, 100, 500, 1_000, 2_000, 5_000, 10_000),
+)
+APPLY_SECONDS = Metric("hymirec_apply_seconds", "histogram", "One batch applied by the store, with its position.")
+EVENT_VISIBLE_SECONDS = Metric(
+    "hymirec_event_visible_seconds",
+    "histogram",
+    "From the log's taking of a batch's oldest message to the batch being readable.",
+    boundaries=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0, 600.0, 3_600.0),
+)
+STORE_BYTES = Metric(
+    "hymirec_store_bytes", "gauge", "The history store: files of RocksDB, or all memory that the Redis server uses."
+)
+STORE_USERS = Metric("hymirec_store_users", "gauge", "Users who have a history, counted every hour.")
 CONSUMER_READY = Metric("hymirec_consumer_ready", "gauge", "1 while nothing hinders a history writer, else 0.")
 CONSUMER_PROBLEMS = Metric(
     "hymirec_consumer_problems", "gauge", "What hinders a history writer: partition, store, log, consumer.", ("cause",)
@@ -146,6 +163,11 @@ METRICS = (
     EVENTS,
     LAG_EVENTS,
     LAG_SECONDS,
+    APPLY_EVENTS,
+    APPLY_SECONDS,
+    EVENT_VISIBLE_SECONDS,
+    STORE_BYTES,
+    STORE_USERS,
     CONSUMER_READY,
     CONSUMER_PROBLEMS,
     HEARTBEAT_AGE,

@@ -20,7 +20,13 @@ class MemoryStore(EmbeddedStore):
         return [self._values.get(key) for key in keys]
 
     def _scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        return iter([(key, value) for key, value in self._values.items() if key.startswith(prefix)])
+        with self._lock:
+            return iter([(key, value) for key, value in self._values.items() if key.startswith(prefix)])
+
+    def stored_bytes(self) -> int:
+        """See `RawStore.stored_bytes`."""
+        with self._lock:
+            return sum(len(key) + len(value) for key, value in self._values.items())
 
     def _commit(self, changes: Changes) -> None:
         for key in changes.deletes:

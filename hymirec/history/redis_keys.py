@@ -80,6 +80,11 @@ class RedisKeys:
         # SCAN may tell a key twice.
         return (user_of(key) for key in dict.fromkeys(key for _, key in self._keys(head_key(""))))
 
+    def stored_bytes(self) -> int:
+        """See `RawStore.stored_bytes`."""
+        with self._guarded():
+            return int(self._redis.info("memory")["used_memory"])
+
     def _keys(self, prefix: bytes, shard: bytes = b"*") -> Iterator[tuple[bytes, bytes]]:
         """(tag, key) of all keys of one or all shards that begin with a prefix."""
         literal = re.sub(rb"([*?\\[\]\\^])", rb"\\\1", prefix)

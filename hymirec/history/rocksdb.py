@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -129,6 +130,15 @@ class RocksDBStore(EmbeddedStore):
                 probe.flush()
         except OSError as e:
             raise self._trouble(e, "written") from e
+
+    def stored_bytes(self) -> int:
+        """See `RawStore.stored_bytes`."""
+        total = 0
+        for file in self._path.iterdir():
+            # Compaction removes files.
+            with suppress(FileNotFoundError):
+                total += file.stat().st_size
+        return total
 
     def close(self) -> None:
         """Write what waits in memory, and release the lock."""

@@ -132,6 +132,10 @@ class RawStore(HistoryStore, Protocol):
         """Everybody who has a history, in no stated order."""
         ...
 
+    def stored_bytes(self) -> int:
+        """What it takes: bytes of keys and values (memory), of files (RocksDB), of what the server holds (Redis)."""
+        ...
+
     def dump(self, user_id: str) -> dict[bytes, bytes]:
         """All that is kept of a user: head, pages and tombstone; nothing of it is checked."""
         ...

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from hymirec.config import HistoryConfig, ServiceConfig
 from hymirec.errors import HyMiRecError, OverloadedError, StoreUnavailableError, StreamError
-from hymirec.history import HistoryStore, open_store
+from hymirec.history import RawStore, open_store
 from hymirec.service.calls import ask
 from hymirec.service.erasures import ErasingStore
 from hymirec.service.nearline import CoarseCache, Pending
@@ -22,7 +22,7 @@ from hymirec.service.reports import WriterReport
 from hymirec.service.scaling import WriterStats
 from hymirec.service.stages import RankerStage, Snapshot
 from hymirec.streaming import ConsumerStatus, HistoryConsumer, open_log
-from hymirec.telemetry import COARSE_REFRESH_SECONDS, Observe, timed, unobserved
+from hymirec.telemetry import COARSE_REFRESH_SECONDS, STORE_BYTES, STORE_USERS, Observe, timed, unobserved
 
 log = logging.getLogger(__name__)
 CACHED_USERS = 50_000
@@ -32,6 +32,8 @@ STALE_HEARTBEAT_SECONDS = 60.0
 # How long an erasure is waited for; reads show nothing from the beginning.
 ERASED_SECONDS = 1.0
 STEP_SECONDS = 0.01
+# How often the store is measured, and its users are counted, which reads all their heads.
+MEASURE_SECONDS, COUNT_SECONDS = 60.0, 3_600.0
 
 
 class Writer:
@@ -47,14 +49,21 @@ class Writer:
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._bundle = ""
-        self._store = ErasingStore(_open_when_free(config.history), self._cache.drop)
+        self._raw = _open_when_free(config.history)
+        self._store = ErasingStore(self._raw, self._cache.drop)
         # Several writers share the partitions, and the store, as members of a group.
         self._consumer = HistoryConsumer(
-            open_log(config.stream), self._store, config.stream, self._touched, group=config.most_writers > 1
+            open_log(config.stream),
+            self._store,
+            config.stream,
+            self._touched,
+            group=config.most_writers > 1,
+            observe=observe,
         )
         self._started = time.time()
         self._consumer.start()
         self._refresher = self._loop.create_task(self._refresh())
+        self._measurer = self._loop.create_task(self._measure())
 
     def _touched(self, users: Sequence[str]) -> None:
         """On the consumer's thread."""
@@ -74,6 +83,19 @@ class Writer:
                 # Mostly a ranker that restarts or has more urgent work: the value is computed in the request instead.
                 log.info("coarse interests of a user were not refreshed: %s", e)
                 await asyncio.sleep(1.0 if isinstance(e, OverloadedError) else 0.2)
+
+    async def _measure(self) -> None:
+        """Tell the metrics how large the store is."""
+        counted = float("-inf")
+        while True:
+            try:
+                self._observe(STORE_BYTES, await asyncio.to_thread(self._raw.stored_bytes))
+                if time.monotonic() - counted > COUNT_SECONDS:
+                    self._observe(STORE_USERS, await asyncio.to_thread(lambda: sum(1 for _ in self._raw.users())))
+                    counted = time.monotonic()
+            except (HyMiRecError, OSError) as e:
+                log.warning("the store was not measured: %s", e)
+            await asyncio.sleep(MEASURE_SECONDS)
 
     async def _refresh_user(self, user: str) -> None:
         ticket = self._cache.ticket()
@@ -139,11 +161,12 @@ class Writer:
     def close(self) -> None:
         """Finish the batch in progress, end the thread, close the store."""
         self._refresher.cancel()
+        self._measurer.cancel()
         self._consumer.stop()
         self._store.close()
 
 
-def _open_when_free(config: HistoryConfig) -> HistoryStore:
+def _open_when_free(config: HistoryConfig) -> RawStore:
     """Open the store; the replica before this one may still be closing it."""
     end = time.monotonic() + OPEN_SECONDS
     while True:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -22,6 +22,7 @@ from hymirec.errors import (
     CodecMissingError,
     HyMiRecError,
     LogDamagedError,
+    PoisonedError,
     PositionConflictError,
     PositionOutOfRangeError,
     SourceUnavailableError,
@@ -30,14 +31,17 @@ from hymirec.errors import (
     TopicRecreatedError,
     UnsupportedFormatError,
 )
-from hymirec.history import Entry, HistoryStore, PartitionBatch
-from hymirec.streaming.decode import decode_all
+from hymirec.history import HistoryStore, PartitionBatch
+from hymirec.streaming.decode import DecodedBatch, decode_all
 from hymirec.streaming.source import DeadLetters, EventLog, EventSource, Message
+from hymirec.telemetry import APPLY_EVENTS, APPLY_SECONDS, EVENT_VISIBLE_SECONDS, Observe, unobserved
 
 log = logging.getLogger(__name__)
 TOPIC_CHECK_SECONDS = 5.0
 BACKOFF_SECONDS = 1.0
 LAG_SECONDS = 2.0
+# A partition is judged by so many of its last messages.
+JUDGED_MESSAGES = 1_000
 # What an operator or time may mend; such a partition is looked at again at every topic check.
 MENDABLE = (TopicRecreatedError, PositionOutOfRangeError)
 OnApplied = Callable[[Sequence[str]], None]
@@ -86,11 +90,13 @@ class HistoryConsumer:
         on_applied: OnApplied | None = None,
         group: bool = False,
         topic_check_seconds: float = TOPIC_CHECK_SECONDS,
+        observe: Observe = unobserved,
     ) -> None:
         self._log, self._store, self._config = event_log, store, config
         self._on_applied = on_applied or (lambda users: None)
         self._group = group
         self._topic_check_seconds = topic_check_seconds
+        self._observe = observe
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._status = ConsumerStatus(heartbeat=time.time())
@@ -101,6 +107,8 @@ class HistoryConsumer:
         self._sought: dict[int, int] = {}
         self._holes: dict[int, tuple[int, int]] = {}
         self._stopped: dict[int, HyMiRecError] = {}
+        # Messages, and how many of them cannot be used, of a partition's last batches.
+        self._judged: dict[int, deque[tuple[int, int]]] = {}
         self._topic_id = ""
         self._letters: DeadLetters | None = None
         self._checked = self._lagged = 0.0
@@ -260,6 +268,14 @@ class HistoryConsumer:
             self._stopped.clear()
         self._topic_id, self._checked = found, time.monotonic()
         self._stopped = {p: e for p, e in self._stopped.items() if not isinstance(e, MENDABLE)}
+        poisoned = {p: e.position for p, e in self._stopped.items() if isinstance(e, PoisonedError)}
+        if poisoned:
+            # Where an operator has moved the position, there is another message to look at.
+            stored = self._store.positions(self._config.topic)
+            for partition, position in poisoned.items():
+                moved = stored.get(partition)
+                if (None if moved is None else moved.offset) != position:
+                    del self._stopped[partition]
 
     def _adopt(self, source: EventSource) -> None:
         """Seek partitions that are new here to the position in the store."""
@@ -291,6 +307,7 @@ class HistoryConsumer:
                 continue
             self._positions[partition] = None if position is None else start
             self._sought[partition] = self._published[partition] = start
+            self._judged.pop(partition, None)
             with self._lock:
                 self._status.positions[partition] = start
             self._resolved(str(partition))
@@ -334,6 +351,12 @@ class HistoryConsumer:
     def _resolution(self, partition: int, error: HyMiRecError) -> str:
         if isinstance(error, StoreDamagedError | UnsupportedFormatError):
             return "Mend the store as said, then restart the history writer"
+        if isinstance(error, PoisonedError):
+            return (
+                "Nothing of this batch was stored. Correct the sender, or update this program and restart the history "
+                "writer. To have all of it as dead letters, set stream.max_rejected_share to 1; to pass over it: "
+                f"`hymirec history reset-position --config FILE --partition {partition} --offset N`"
+            )
         return (
             "Say where to go on: `hymirec history reset-position --config FILE "
             f"--partition {partition} --offset N` (an embedded store must have no writer meanwhile)"
@@ -348,9 +371,14 @@ class HistoryConsumer:
             messages = [m for m in messages if m.offset >= expected]
         if not messages:
             return
-        entries, counts = self._decode(messages)
+        decoded = decode_all(messages)
+        if poisoned := self._judge(partition, messages, decoded):
+            self._stop_partition(source, partition, PoisonedError(poisoned, expected))
+            return
+        counts = self._letters_of(decoded)
         next_offset = messages[-1].offset + 1
-        batch = PartitionBatch(self._config.topic, self._topic_id, partition, expected, next_offset, entries)
+        batch = PartitionBatch(self._config.topic, self._topic_id, partition, expected, next_offset, decoded.entries)
+        begun = time.perf_counter()
         try:
             result = self._store.apply(batch)
         except PositionConflictError as e:
@@ -361,6 +389,7 @@ class HistoryConsumer:
         except (TopicRecreatedError, StoreDamagedError, UnsupportedFormatError) as e:
             self._stop_partition(source, partition, e)
             return
+        self._measure_batch(messages, time.perf_counter() - begun)
         self._positions[partition] = next_offset
         counts.update(
             applied=result.applied, duplicates=result.duplicates, erased=result.erased, suppressed=result.suppressed
@@ -387,14 +416,37 @@ class HistoryConsumer:
         del self._positions[partition]
         return True
 
-    def _decode(self, messages: Sequence[Message]) -> tuple[list[Entry], Counter[str]]:
-        """Entries of a batch; what cannot be used is stored as a dead letter before this returns."""
-        entries, counts, rejected = decode_all(messages)
-        for message, error in rejected:
+    def _judge(self, partition: int, messages: Sequence[Message], decoded: DecodedBatch) -> str | None:
+        """What is wrong with a partition of whose last messages too many cannot be used; None: go on."""
+        last = self._judged.setdefault(partition, deque())
+        bad = len(decoded.rejected) + sum(rejected for _, rejected in last)
+        total = len(messages) + sum(count for count, _ in last)
+        if total >= JUDGED_MESSAGES and decoded.rejected and bad > self._config.max_rejected_share * total:
+            message, error = decoded.rejected[0]
+            return (
+                f"{self._config.topic}[{partition}]: {bad} of the last {total} messages cannot be used; "
+                f"the one at offset {message.offset}: {error.reason}, {error}"
+            )
+        last.append((len(messages), len(decoded.rejected)))
+        while total - last[0][0] >= JUDGED_MESSAGES:
+            total -= last.popleft()[0]
+        return None
+
+    def _letters_of(self, decoded: DecodedBatch) -> Counter[str]:
+        """What was put right or cannot be used, counted; the latter is stored as dead letters before this returns."""
+        counts = decoded.notes
+        for message, error in decoded.rejected:
             self._letters = self._letters or self._log.dead_letters()
             self._letters.send(message, error.reason, str(error))
             counts[f"rejected_{error.reason}"] += 1
-        return entries, counts
+        return counts
+
+    def _measure_batch(self, messages: Sequence[Message], seconds: float) -> None:
+        """Its size, how long the store took, and how long ago the log took the oldest of its messages."""
+        self._observe(APPLY_EVENTS, len(messages))
+        self._observe(APPLY_SECONDS, seconds)
+        if messages[0].log_ms:
+            self._observe(EVENT_VISIBLE_SECONDS, max(0.0, time.time() - messages[0].log_ms / 1000))
 
     def _measure(self, source: EventSource) -> None:
         now = time.monotonic()

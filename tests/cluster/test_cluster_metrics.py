@@ -28,7 +28,19 @@ FOREIGN = {"up": {"job", "instance"}, "ray_node_cpu_utilization": {"ip"}, "ray_n
 # What Ray adds to every metric of a deployment.
 ADDED = {"application", "deployment", "replica"}
 SUFFIXES = {"counter": ("",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
-UNITS = ("_total", "_seconds", "_events", "_users", "_items", "_info", "_ready", "_problems", "_requests", "_ratio")
+UNITS = (
+    "_total",
+    "_seconds",
+    "_events",
+    "_users",
+    "_bytes",
+    "_items",
+    "_info",
+    "_ready",
+    "_problems",
+    "_requests",
+    "_ratio",
+)
 WORDS = re.compile(r"[A-Za-z_:][A-Za-z0-9_:]*")
 SERIES = re.compile(r"([A-Za-z_:][A-Za-z0-9_:]*)\s*(\{[^}]*\})?")
 
@@ -86,7 +98,8 @@ def test_the_list_of_metrics_is_whole_and_each_name_has_a_unit() -> None:
 def test_every_metric_is_observed_somewhere_with_its_labels() -> None:
     names = {name: value for name, value in vars(telemetry).items() if isinstance(value, Metric)}
     observed: dict[str, set[frozenset[str]]] = {}
-    files = [*(ROOT / "hymirec" / "service").glob("*.py"), ROOT / "hymirec" / "inference.py"]
+    library = ROOT / "hymirec"
+    files = [*(library / "service").glob("*.py"), library / "inference.py", library / "streaming" / "consumer.py"]
     for call in (node for path in files for node in ast.walk(ast.parse(path.read_text()))):
         if isinstance(call, ast.Call):
             labels = frozenset(word.arg for word in call.keywords if word.arg)

@@ -263,6 +263,18 @@ def test_a_page_that_is_gone_is_told_and_the_next_user_s_is_not_read_for_it(open
     assert store.read("b").count == 150
 
 
+def test_a_store_says_what_it_takes(opener: Opener) -> None:
+    store = opener()
+    store.apply(batch([event(0)], None, 1))
+    store.flush()
+    before = store.stored_bytes()
+    store.apply(batch([event(i, f"user-{i}", i) for i in range(1, 2_001)], 1, 2_001))
+    store.flush()
+    # Of what any store keeps of an event with its id, or of a user, this is the least.
+    assert store.stored_bytes() - before > 2_000 * 21
+    assert sum(1 for _ in store.users()) == 2_001
+
+
 def test_tombstones_can_be_brought_along(opener: Opener) -> None:
     store = opener()
     store.apply(batch([Entry(9, "u")], None, 10))

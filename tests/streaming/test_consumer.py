@@ -18,6 +18,7 @@ from hymirec.errors import StoreUnavailableError
 from hymirec.history import ApplyResult, HistoryStore, PartitionBatch, Position, open_store
 from hymirec.history.memory import MemoryStore
 from hymirec.streaming import EventLog, HistoryConsumer, Message, erase_message, event_message
+from hymirec.telemetry import Metric
 
 Start = Callable[..., HistoryConsumer]
 
@@ -357,3 +358,74 @@ def test_two_writers_by_mistake_double_nothing(log: LogUnderTest, store: History
     total = [store.read(f"u{user}").keys.tolist() for user in range(7)]
     assert total == [keys(*range(user, 300, 7)) for user in range(7)]
     assert sum(consumer.status().counts.get("duplicates", 0) for consumer in consumers) == 0
+
+
+def bad(i: int) -> tuple[str, bytes]:
+    return "u", b'{"user_id": "u", "broken": %d' % i
+
+
+@pytest.mark.parametrize("batch_events", [2_000, 300])
+def test_a_partition_of_poison_stands_still_until_its_position_is_moved(
+    log: LogUnderTest, store: HistoryStore, start: Start, batch_events: int
+) -> None:
+    log.config = log.config.model_copy(update={"batch_events": batch_events})
+    producer = log.open().producer()
+    ((partition, _),) = producer.send([message(0)])
+    other = user_of(log.open(), 1 - partition)
+    good = producer.send([message(i) for i in range(1, 400)])
+    refused = producer.send([bad(i) for i in range(900)])
+    consumer = start(store)
+    until(lambda: str(partition) in consumer.status().problems)
+    problem = consumer.status().problems[str(partition)]
+    assert "cannot be used" in problem
+    assert "malformed" in problem
+    assert f"reset-position --config FILE --partition {partition}" in problem
+    assert not consumer.status().ready
+    # Whole batches were applied, the one that tips it over was not, and none of its messages is a letter.
+    position = store.positions(log.topic)[partition].offset if batch_events < 2_000 else 0
+    letters = consumer.status().counts.get("rejected_malformed", 0)
+    assert letters == max(0, position - 400) <= 500
+    # The other one goes on, and nothing flaps.
+    assert consumer.wait_for(producer.send([message(1, other)]), 10)
+    time.sleep(0.5)
+    assert consumer.status().problems == {str(partition): problem}
+    assert store.read("u").count == min(position, 400)
+    topic_id = consumer.status().topic_id
+    store.reset_position(log.topic, partition, Position(topic_id, refused[-1][1] + 1))
+    assert consumer.wait_for(producer.send([message(1_000)]), 10)
+    assert store.read("u").keys.tolist() == keys(*range(min(position, 400)), 1_000)
+    until(lambda: consumer.status().ready)
+    assert good[0][0] == partition
+
+
+@pytest.mark.parametrize(("share", "good"), [(1.0, 0), (0.5, 700)])
+def test_less_poison_than_the_share_stops_nothing(
+    log: LogUnderTest, store: HistoryStore, start: Start, share: float, good: int
+) -> None:
+    log.config = log.config.model_copy(update={"max_rejected_share": share, "batch_events": 100})
+    sent = [bad(i) for i in range(600)]
+    for i in range(good):
+        sent.insert(2 * i, message(i))
+    consumer = start(store)
+    assert consumer.wait_for(log.open().producer().send(sent), 30)
+    assert consumer.status().ready
+    assert consumer.status().counts["rejected_malformed"] == 600
+    assert store.read("u").count == good
+
+
+def test_batches_are_measured(log: LogUnderTest, store: HistoryStore, start: Start) -> None:
+    seen: dict[str, list[float]] = {}
+
+    def observe(metric: Metric, value: float, **labels: str) -> None:
+        assert not labels
+        seen.setdefault(metric.name, []).append(value)
+
+    consumer = start(store, observe=observe)
+    begun = time.time()
+    assert consumer.wait_for(log.open().producer().send([message(i) for i in range(20)]), 10)
+    until(lambda: sum(seen.get("hymirec_apply_events", [])) == 20)
+    consumer.stop()
+    assert set(seen) == {"hymirec_apply_events", "hymirec_apply_seconds", "hymirec_event_visible_seconds"}
+    assert len({len(values) for values in seen.values()}) == 1
+    elapsed = time.time() - begun
+    assert all(0 <= value <= elapsed + 0.01 for name, values in seen.items() if "seconds" in name for value in values)

@@ -164,6 +164,18 @@ def test_an_offset_beyond_the_end_of_a_log_restored_from_a_copy(scene: Scene) ->
     scene.recovers()
 
 
+def test_a_sender_of_nonsense(scene: Scene) -> None:
+    producer = scene.log.open().producer()
+    places = producer.send([("u", b'{"user_id": %d' % i) for i in range(1_200)])
+    producer.close()
+    scene.told("poison", "0", "cannot be used", "malformed")
+    scene.holds(*range(100))
+    scene.decide(places[-1][1] + 1)
+    scene.apply(range(100, 110))
+    scene.holds(*range(110))
+    scene.recovers()
+
+
 def test_a_broker_that_is_gone(scene: Scene) -> None:
     broker = scene.log.broker
     assert broker is not None
