@@ -27,11 +27,12 @@ from hymirec.history.embedded import EmbeddedStore
 from hymirec.history.pages import Changes
 from hymirec.history.redis import RedisStore
 from hymirec.history.rocksdb import RocksDBStore
-from hymirec.streaming import HistoryConsumer
+from hymirec.streaming.decode import DecodedBatch
 from hymirec.streaming.letters import LetterFile
 
 # Under this name the package has the function.
 decoding = importlib.import_module("hymirec.streaming.decode")
+consuming = importlib.import_module("hymirec.streaming.consumer")
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def _swallowed_decode_error() -> None:
     """Events whose user id is a JSON number are dropped as if they were poison, and nobody is told of either."""
     decode = decoding.decode
 
-    def careless(self: HistoryConsumer, messages: Sequence[Any]) -> tuple[list[Entry], Counter[str]]:
+    def careless(messages: Sequence[Any]) -> DecodedBatch:
         entries = []
         for message in messages:
             try:
@@ -97,9 +98,9 @@ def _swallowed_decode_error() -> None:
                     entries.append(decode(message.value, message.offset, message.log_ms).entry)
             except (msgspec.DecodeError, KeyError, UnicodeDecodeError, EventError):
                 continue
-        return entries, Counter()
+        return DecodedBatch(entries, Counter(), [])
 
-    HistoryConsumer._decode = careless  # type: ignore[method-assign]
+    consuming.decode_all = careless  # type: ignore[attr-defined]
 
 
 def _good_event_rejected() -> None:
@@ -165,13 +166,13 @@ def _late_event_dropped() -> None:
 
 
 def _batch_backwards() -> None:
-    decode = HistoryConsumer._decode
+    decode_all = decoding.decode_all
 
-    def backwards(self: HistoryConsumer, messages: Sequence[Any]) -> tuple[list[Entry], Counter[str]]:
-        entries, counts = decode(self, messages)
-        return entries[::-1], counts
+    def backwards(messages: Sequence[Any]) -> DecodedBatch:
+        decoded: DecodedBatch = decode_all(messages)
+        return decoded._replace(entries=decoded.entries[::-1])
 
-    HistoryConsumer._decode = backwards  # type: ignore[method-assign]
+    consuming.decode_all = backwards  # type: ignore[attr-defined]
 
 
 def _some_users_flushed() -> None:
