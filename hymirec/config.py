@@ -452,6 +452,9 @@ class HistoryConfig(Config):
     )
     path: str | None = Field(None, description="rocksdb only: directory")
     url: str | None = Field(None, description="redis only: redis://host:port/db")
+    cluster: bool = Field(
+        False, description="redis only: `url` names one node of a Redis or Valkey Cluster, whose other nodes it tells"
+    )
     shards: int = Field(64, ge=1, le=65_536, description="redis only: fixed number of user shards")
     max_events: int = Field(10_000, ge=1, description="a history keeps this many newest events")
     max_age_days: int | None = Field(None, ge=1, description="a history keeps no event older than this; null: any age")
@@ -473,6 +476,8 @@ class HistoryConfig(Config):
             raise ValueError("history.store=rocksdb needs history.path")
         if self.store == "redis" and not self.url:
             raise ValueError("history.store=redis needs history.url")
+        if self.cluster and self.store != "redis":
+            raise ValueError(f"history.cluster is for history.store=redis, not {self.store}")
         if self.store == "redis" and self.flush_events:
             raise ValueError("history.flush_events needs one writer; with history.store=redis leave it at 0")
         return self

@@ -28,6 +28,7 @@ from hypothesis import settings
 from services import (
     SHORT_SESSIONS,
     KafkaBroker,
+    RedisClusterServers,
     RedisServer,
     missing_for_browser,
     missing_for_kafka,
@@ -127,6 +128,16 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisClusterServers]:
+    """A real Redis Cluster of three nodes; `.url`, `.flush()`."""
+    servers = RedisClusterServers(tmp_path_factory.mktemp("redis-cluster"))
+    try:
+        yield servers.start()
+    finally:
+        servers.kill()
 
 
 @pytest.fixture(scope="session")

@@ -46,10 +46,12 @@ SHORT_SESSIONS = (
 class RedisServer:
     """A redis-server with an append-only file; `kill` and `start` again keep data and port."""
 
-    def __init__(self, data: Path, appendfsync: str = "everysec") -> None:
+    def __init__(self, data: Path, appendfsync: str = "everysec", cluster: bool = False) -> None:
         self.data = data
         self.port = free_port()
         self._appendfsync = appendfsync
+        # By default the nodes of a cluster talk at 10,000 above the port, which may be beyond the last one.
+        self._bus = free_port() if cluster else None
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -62,6 +64,8 @@ class RedisServer:
         self.data.mkdir(parents=True, exist_ok=True)
         options = {"port": self.port, "bind": "127.0.0.1", "dir": self.data, "appendonly": "yes", "save": ""}
         options["appendfsync"] = self._appendfsync
+        if self._bus is not None:
+            options |= {"cluster-enabled": "yes", "cluster-port": self._bus, "cluster-node-timeout": 2_000}
         command = ["redis-server", *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
         with (self.data / "redis.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
@@ -95,6 +99,42 @@ class RedisServer:
                 self._process.send_signal(how)
             self._process.wait(20)
             self._process = None
+
+
+class RedisClusterServers:
+    """A Redis Cluster of three nodes, none of which has a replica."""
+
+    def __init__(self, data: Path) -> None:
+        self.nodes = [RedisServer(data / str(i), cluster=True) for i in range(3)]
+
+    @property
+    def url(self) -> str:
+        """What a client connects to: one of the nodes."""
+        return self.nodes[0].url
+
+    def start(self) -> RedisClusterServers:
+        """Start all, give each its slots, and wait until they agree."""
+        places = [f"127.0.0.1:{node.start().port}" for node in self.nodes]
+        command = ["redis-cli", "--cluster", "create", *places, "--cluster-replicas", "0", "--cluster-yes"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        deadline = time.monotonic() + 20
+        for node in self.nodes:
+            with redis.Redis(port=node.port) as client:
+                while client.cluster("info")["cluster_state"] != "ok":
+                    assert time.monotonic() < deadline, "the cluster's nodes do not agree"
+                    time.sleep(0.05)
+        return self
+
+    def flush(self) -> None:
+        """Remove all data."""
+        for node in self.nodes:
+            node.flush()
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        for node in self.nodes:
+            node.kill()
 
 
 def missing_for_kafka() -> str | None:

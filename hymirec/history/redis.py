@@ -38,6 +38,8 @@ from hymirec.history.redis_keys import RedisKeys
 from hymirec.history.store import ApplyResult, Entry, History, PartitionBatch, Position
 
 ATTEMPTS = 8
+# As commands: redis-py's pipelines of a cluster refuse these methods, in whatever slots the keys lie.
+MGET, EVAL = "MGET", "EVAL"
 MOVE_POSITION = (
     "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('SET', KEYS[1], ARGV[2]) return 1 end return 0"
 )
@@ -142,7 +144,7 @@ class RedisStore(RedisKeys):
         self, pipe: Any, tag: bytes, batch: PartitionBatch, entries: Sequence[Entry]
     ) -> tuple[Changes, ApplyResult]:
         def get_many(keys: Sequence[bytes]) -> Sequence[bytes | None]:
-            values: list[bytes | None] = pipe.mget([tag + key for key in keys]) if keys else []
+            values: list[bytes | None] = pipe.execute_command(MGET, *(tag + key for key in keys)) if keys else []
             return values
 
         appender = Appender(get_many, self._bounds)
@@ -166,10 +168,10 @@ class RedisStore(RedisKeys):
         for shard in shards:
             key, known = self._position_key(shard, place), self._known[place][shard]
             if known is None:
-                pipe.eval(START_POSITION, 1, key, pack_position(moved))
+                pipe.execute_command(EVAL, START_POSITION, 1, key, pack_position(moved))
             elif known.offset < moved.offset:
                 check_topic(batch, known)
-                pipe.eval(MOVE_POSITION, 1, key, pack_position(known), pack_position(moved))
+                pipe.execute_command(EVAL, MOVE_POSITION, 1, key, pack_position(known), pack_position(moved))
             else:
                 continue
             behind.append(shard)
@@ -201,7 +203,7 @@ class RedisStore(RedisKeys):
             self._next.pop(place, None)
 
     def read(self, user_id: str, limit: int | None = None) -> History:
-        """See `HistoryStore.read`: head and pages are read in one transaction, repeated if the head moved before it."""
+        """See `HistoryStore.read`: head and pages are read in one command, repeated if the head moved before it."""
         tag = self._tag(self._shard(user_id))
         name = tag + head_key(user_id)
         with self._guarded():
@@ -211,7 +213,7 @@ class RedisStore(RedisKeys):
                     return empty_history()
                 head = Head.unpack(value, f"head of user {user_id!r}")
                 keys = [tag + key for key in record_keys(user_id, every_page(head))]
-                now, values = self._redis.pipeline(transaction=True).get(name).mget(keys).execute()
+                now, *values = self._redis.mget([name, *keys])
                 if now == value:
                     pages = found_pages(user_id, values, head.records)
                     return history_of(user_id, head, pages, self._bounds, limit)

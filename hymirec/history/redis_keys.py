@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,27 +28,40 @@ class RedisKeys:
         assert config.url is not None
         self._config = config
         # Typed as Any: the client's annotations mix its synchronous and asynchronous answers.
-        self._redis: Any = redis.Redis.from_url(
-            config.url,
-            socket_timeout=TIMEOUT_SECONDS,
-            socket_connect_timeout=TIMEOUT_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-        )
-        place = self._redis.connection_pool.connection_kwargs
+        place: dict[str, Any] = dict(redis.connection.parse_url(config.url))
         # The URL may hold a password.
         self._name = f"Redis at {place.get('host', place.get('path', 'localhost'))}:{place.get('port', '')}"
+        kind: Any = redis.RedisCluster if config.cluster else redis.Redis
+        try:
+            # A cluster is asked for its nodes now, a single server with the first command.
+            self._redis: Any = kind.from_url(
+                config.url,
+                socket_timeout=TIMEOUT_SECONDS,
+                socket_connect_timeout=TIMEOUT_SECONDS,
+                retry=Retry(NoBackoff(), 0),
+            )
+        except redis.exceptions.RedisError as e:
+            raise StoreUnavailableError(f"{self._name} cannot be reached: {e}") from e
         self._lock = threading.Lock()
         self._refuse_eviction()
 
+    def _of_each_node(self, ask: Callable[..., Any]) -> list[Any]:
+        """What the server answers, or each node of a cluster that holds keys."""
+        if not self._config.cluster:
+            return [ask()]
+        nodes = self._redis.get_primaries()
+        return [ask(target_nodes=node) for node in nodes]
+
     def _refuse_eviction(self) -> None:
         try:
-            policy = str(self._redis.config_get("maxmemory-policy").get("maxmemory-policy", "noeviction"))
+            found = self._of_each_node(lambda **where: self._redis.config_get("maxmemory-policy", **where))
         except redis.exceptions.ResponseError:
             # Managed servers forbid CONFIG; their policy is the operator's to check.
             return
         except redis.exceptions.RedisError as e:
             raise StoreUnavailableError(f"{self._name} cannot be reached: {e}") from e
-        if policy != "noeviction":
+        policies = {str(answer.get("maxmemory-policy", "noeviction")) for answer in found}
+        for policy in policies - {"noeviction"}:
             raise StoreUnavailableError(
                 f"{self._name} may evict histories (maxmemory-policy {policy}); "
                 "run `CONFIG SET maxmemory-policy noeviction`"
@@ -83,7 +96,8 @@ class RedisKeys:
     def stored_bytes(self) -> int:
         """See `RawStore.stored_bytes`."""
         with self._guarded():
-            return int(self._redis.info("memory")["used_memory"])
+            found = self._of_each_node(lambda **where: self._redis.info("memory", **where))
+        return sum(int(answer["used_memory"]) for answer in found)
 
     def _keys(self, prefix: bytes, shard: bytes = b"*") -> Iterator[tuple[bytes, bytes]]:
         """(tag, key) of all keys of one or all shards that begin with a prefix."""

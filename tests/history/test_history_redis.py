@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 import redis
-from services import RedisServer
+from services import RedisClusterServers, RedisServer
+from stream_logs import LogUnderTest
 
+from hymirec.catalog.events import Event
 from hymirec.config import HistoryConfig
 from hymirec.errors import PositionConflictError, StoreUnavailableError, TopicRecreatedError
 from hymirec.history import Entry, HistoryStore, PartitionBatch, open_store
+from hymirec.streaming import HistoryConsumer, event_message
 
 pytestmark = pytest.mark.redis
 TOPIC = "events"
@@ -134,3 +138,39 @@ def test_a_dead_server_is_unavailable_and_the_password_is_not_told(tmp_path_fact
     store.apply(batch(10, 20, 10))
     assert total(store) == 20
     server.stop()
+
+
+def test_a_node_of_a_cluster_that_is_killed_stops_writing_until_it_is_back_and_loses_nothing(
+    tmp_path: Path, redis_cluster: RedisClusterServers
+) -> None:
+    redis_cluster.flush()
+    log = LogUnderTest("file", tmp_path, None)
+    history = HistoryConfig(store="redis", url=redis_cluster.url, cluster=True, shards=8)
+    store = open_store(history)
+    consumer = HistoryConsumer(log.open(), store, log.config)
+    consumer.start()
+
+    def send(numbers: range) -> list[tuple[int, int]]:
+        return (
+            log.open()
+            .producer()
+            .send([event_message(Event(event_id=f"e{i}", user_id=f"u{i % 6}", item_id=str(i), ts=i)) for i in numbers])
+        )
+
+    try:
+        assert consumer.wait_for(send(range(100)), 20)
+        node = redis_cluster.nodes[1]
+        node.kill()
+        places = send(range(100, 200))
+        assert not consumer.wait_for(places, 3)
+        assert "store" in consumer.status().problems
+        node.start()
+        assert consumer.wait_for(places, 30)
+        assert total(store) == 200
+        # Another process finds the same.
+        other = open_store(history)
+        assert [other.read(f"u{user}").ts.tolist() for user in range(6)] == [list(range(u, 200, 6)) for u in range(6)]
+        other.close()
+    finally:
+        consumer.stop()
+        store.close()

@@ -45,18 +45,19 @@ WAITING: dict[str, Any] = {"flush_events": 1_000_000, "flush_seconds": 3600.0}
         "rocksdb",
         "rocksdb, waiting",
         pytest.param("redis", marks=pytest.mark.redis),
+        pytest.param("redis, cluster", marks=pytest.mark.redis),
     ]
 )
 def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
     """Opens a store; again with the same data (memory: the same object)."""
-    kind, _, waiting = request.param.partition(", ")
-    extra: dict[str, Any] = dict(WAITING) if waiting else {}
+    kind, _, how = request.param.partition(", ")
+    extra: dict[str, Any] = dict(WAITING) if how == "waiting" else {}
     if kind == "rocksdb":
         extra |= {"path": str(tmp_path / "store"), "sync": False}
     if kind == "redis":
-        server = request.getfixturevalue("redis_server")
-        redis.Redis.from_url(server.url).flushall()
-        extra = {"url": server.url, "shards": 4}
+        server = request.getfixturevalue("redis_cluster" if how == "cluster" else "redis_server")
+        server.flush()
+        extra = {"url": server.url, "cluster": how == "cluster", "shards": 4}
     opened: list[RawStore] = []
 
     def open_again(**changes: Any) -> RawStore:
