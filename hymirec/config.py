@@ -465,6 +465,12 @@ class HistoryConfig(Config):
         description="not redis: event ids that the writer holds in memory, 8 bytes each; a user adds 800",
     )
     sync: bool = Field(True, description="rocksdb only: fsync every write")
+    erased_hours: float | None = Field(
+        24.0,
+        gt=0,
+        description="rocksdb only: what was erased has left the files after this: all are written anew half that time "
+        "after the first erasure; null: when RocksDB comes to it",
+    )
     flush_events: int = Field(
         0, ge=0, description="not redis: so many events wait in memory and are written at once; 0: each batch is"
     )

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
-from rocksdict import AccessType, BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch, WriteOptions
+from rocksdict import (
+    AccessType,
+    BlockBasedOptions,
+    BottommostLevelCompaction,
+    Cache,
+    CompactOptions,
+    DBCompressionType,
+    Options,
+    Rdict,
+    WriteBatch,
+    WriteOptions,
+)
 
 from hymirec.config import HistoryConfig
 from hymirec.errors import HistoryError, StoreDamagedError, StoreUnavailableError
 from hymirec.history.embedded import EmbeddedStore
-from hymirec.history.pages import Changes
+from hymirec.history.pages import Changes, tombstone_key
+from hymirec.history.rocksdb_erased import Erased
 from hymirec.history.rocksdb_logs import check_logs
 
 DICTIONARY_BYTES, BLOCK_BYTES, CACHE_BYTES = 64 << 10, 16 << 10, 64 << 20
@@ -21,6 +33,7 @@ DICTIONARY_BYTES, BLOCK_BYTES, CACHE_BYTES = 64 << 10, 16 << 10, 64 << 20
 TRAIN_BYTES = 32 * DICTIONARY_BYTES
 # Up to so many values are found sooner one by one than together.
 FEW = 6
+TOMBSTONES = tombstone_key("")[:1]
 # What opening needs beside the contents of the logs: manifest, options, a new log.
 ROOM_BYTES = 256 << 10
 # RocksDB's own defaults: window bits, level, strategy.
@@ -38,6 +51,8 @@ class RocksDBStore(EmbeddedStore):
         self._write.sync = config.sync
         self._failed = self._closed = False
         self._db = self._open()
+        hours = None if read_only else config.erased_hours
+        self._erased = Erased(self._path, None if hours is None else hours * 3600, self._rewrite)
         super().__init__(config)
 
     def _open(self) -> Rdict:
@@ -93,6 +108,11 @@ class RocksDBStore(EmbeddedStore):
             raise self._trouble(e, "read") from e
 
     def _commit(self, changes: Changes) -> None:
+        if changes.deletes and any(key.startswith(TOMBSTONES) for key in changes.puts):
+            try:
+                self._erased.note()
+            except OSError as e:
+                raise self._trouble(e, "written") from e
         batch = WriteBatch(raw_mode=True)
         delete, put = batch.delete, batch.put
         for key in changes.deletes:
@@ -104,6 +124,26 @@ class RocksDBStore(EmbeddedStore):
         except Exception as e:
             self._failed = True
             raise self._trouble(e, "written") from e
+
+    def flush(self, due: bool = False) -> None:
+        """See `HistoryStore.flush`."""
+        super().flush(due)
+        if due:
+            self._erased.begin_when_due()
+
+    def _rewrite(self, stopped: Callable[[], bool]) -> bool:
+        """Write all files anew, one after the other: what was deleted is in none of them, and in no log."""
+        options = CompactOptions()
+        options.set_bottommost_level_compaction(BottommostLevelCompaction.force())
+        try:
+            self._db.flush()
+            for file in self._db.live_files():
+                if stopped():
+                    return False
+                self._db.compact_range(file["start_key"], file["end_key"], options)
+        except Exception as e:
+            raise self._trouble(e, "rewritten") from e
+        return True
 
     def _before_writing(self) -> None:
         """After a failed write RocksDB refuses all writes, also when space is back, until it is opened again.
@@ -150,6 +190,7 @@ class RocksDBStore(EmbeddedStore):
 
     def _close(self) -> None:
         try:
+            self._erased.stop()
             self._db.close()
         except Exception as e:
             # After a failed write it fails once more. That batch was refused; all before it is in the write-ahead log.

@@ -533,3 +533,58 @@ def test_a_newer_format_is_refused_untouched() -> None:
     body = b"\x02" + b"future"
     with pytest.raises(UnsupportedFormatError, match="format version 2"):
         unseal(body + xxhash.xxh3_64_digest(body), "page")
+
+
+@pytest.mark.parametrize("reopened", [False, True])
+def test_what_was_erased_leaves_rocksdb_s_files_in_time(tmp_path: Path, reopened: bool) -> None:
+    path, user = tmp_path / "store", "somebody-" + "x" * 40
+    config = HistoryConfig(store="rocksdb", path=str(path), erased_hours=2 / 3600)
+    store = open_store(config)
+    assert isinstance(store, RocksDBStore)
+    many = [event(i, user if i % 2 else f"other-{i % 10}", i) for i in range(2_000)]
+    store.apply(batch(many, None, 2_000))
+    assert not (path / "erased-since").exists()
+    store.apply(batch([Entry(2_000, user)], 2_000, 2_001))
+    assert (path / "erased-since").exists()
+    assert any(user.encode() in log.read_bytes() for log in path.glob("*.log"))
+    if reopened:
+        store.close()
+        store = open_store(config)
+        assert isinstance(store, RocksDBStore)
+    store.flush(due=True)
+    begun, deadline = time.time(), time.monotonic() + 20
+    others = {i: store.read(f"other-{i}").keys.tolist() for i in range(0, 10, 2)}
+    while (path / "erased-since").exists():
+        store.flush(due=True)
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert reopened or time.time() - begun > 0.5
+    files = store._db.live_files()
+    assert sum(file["num_deletions"] for file in files) == 0
+    assert sum(file["num_entries"] for file in files) == sum(1 for _ in store._scan(b""))
+    assert not any(user.encode() in log.read_bytes() for log in path.glob("*.log"))
+    assert {i: store.read(f"other-{i}").keys.tolist() for i in range(0, 10, 2)} == others
+    assert store.read(user).count == 0
+    # And again for the next one.
+    store.apply(batch([Entry(2_001, "other-2")], 2_001, 2_002))
+    assert (path / "erased-since").exists()
+    store.close()
+
+
+def test_closing_a_store_breaks_a_rewrite_off_and_it_is_due_again(tmp_path: Path) -> None:
+    config = HistoryConfig(store="rocksdb", path=str(tmp_path / "store"), erased_hours=1e-9, sync=False)
+    store = open_store(config)
+    for start in range(0, 60_000, 20_000):
+        entries = [event(i, f"u{i % 3000}", i) for i in range(start, start + 20_000)]
+        store.apply(batch(entries, start or None, start + 20_000))
+    store.apply(batch([Entry(60_000, "u7")], 60_000, 60_001))
+    store.flush(due=True)
+    store.close()
+    store = open_store(config)
+    assert store.read("u7").count == 0
+    assert store.read("u8").count == 20
+    while (tmp_path / "store" / "erased-since").exists():
+        store.flush(due=True)
+        time.sleep(0.02)
+    assert store.read("u8").count == 20
+    store.close()
