@@ -298,6 +298,14 @@ class NeighboursConfig(Config):
         return self
 
 
+# A softmax over more items than this costs more than all the rest of a training step on a CPU (docs/lab-log.md).
+FULL_SOFTMAX_ITEMS, SAMPLED_NEGATIVES = 16_384, 4_096
+NEGATIVES = (
+    "sampled negatives a step, shared by the batch; 0 is the full softmax; "
+    f"none given: full up to {FULL_SOFTMAX_ITEMS:,} items, {SAMPLED_NEGATIVES:,} sampled ones above"
+)
+
+
 class RecommenderConfig(Config):
     """Stage 2: the hybrid recommender."""
 
@@ -307,7 +315,7 @@ class RecommenderConfig(Config):
     dmil: DMILConfig = DMILConfig()
     trend: TrendConfig = TrendConfig()
     neighbours: NeighboursConfig = NeighboursConfig()
-    negatives: int = Field(0, ge=0, description="sampled negatives a step, shared by the batch; 0 is the full softmax")
+    negatives: int | None = Field(None, ge=0, description=NEGATIVES)
     mask_false_negatives: float = Field(0.99, gt=0, le=1, description="negatives nearer to the target are masked")
     scale: float = Field(14.2857, gt=0, le=100, description="start of the learnable scale (1/temperature), cap 100")
     optim: OptimConfig = OptimConfig(epochs=12, batch_size=16, lr=2e-3, ema=0.995)
@@ -351,7 +359,7 @@ class BaselineConfig(Config):
     window: int = Field(10, ge=1, description="co-occurrence: steps between two items of a history")
     patch: PatchConfig = PatchConfig()
     trend: TrendConfig = TrendConfig(weights=())
-    negatives: int = Field(0, ge=0, description="sampled negatives a step, shared by the batch; 0 is the full softmax")
+    negatives: int | None = Field(None, ge=0, description=NEGATIVES)
     mask_false_negatives: float = Field(0.99, gt=0, le=1, description="negatives nearer to the target are masked")
     scale: float = Field(14.2857, gt=0, le=100, description="start of the learnable scale (1/temperature), cap 100")
     optim: OptimConfig = OptimConfig(epochs=12, batch_size=64, lr=2e-3, ema=0.995)

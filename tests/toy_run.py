@@ -36,8 +36,11 @@ def toy_config(*assignments: str) -> PipelineConfig:
     return parse(PipelineConfig, override(SMALL, assignments))
 
 
-def toy_tables(seed: int = 0) -> Tables:
-    """Users walk through the items of one topic in order, and now and then change the topic."""
+def toy_tables(seed: int = 0, unsold: int = 0) -> Tables:
+    """Users walk through the items of one topic in order, and now and then change the topic.
+
+    `unsold` further items are in the catalogue, which nobody takes.
+    """
     rng = np.random.default_rng(seed)
     user, item, ts = [], [], []
     for u in range(USERS):
@@ -48,23 +51,24 @@ def toy_tables(seed: int = 0) -> Tables:
             ts.append(clock)
             here = (here + TOPICS) % ITEMS if rng.random() < 0.8 else int(rng.integers(ITEMS))
             clock += int(rng.choice([0, 60, 86_400]))
-    titles = [f"topic {i % TOPICS} thing {i}" for i in range(ITEMS)]
+    titles = [f"topic {i % TOPICS} thing {i}" for i in range(ITEMS + unsold)]
     return Tables(
-        pa.table({"item": list(range(ITEMS)), "title": titles}), pa.table({"user": user, "item": item, "ts": ts})
+        pa.table({"item": list(range(len(titles))), "title": titles}), pa.table({"user": user, "item": item, "ts": ts})
     )
 
 
-def toy_run(run_dir: Path, config: PipelineConfig, part_rows: int = 20) -> None:
+def toy_run(run_dir: Path, config: PipelineConfig, part_rows: int = 20, unsold: int = 0) -> None:
     """Write data/, embeddings/, codebook/ and codes/."""
-    prepare(toy_tables(), config.data.model_copy(update={"part_rows": part_rows}), run_dir / "data")
+    items = ITEMS + unsold
+    prepare(toy_tables(unsold=unsold), config.data.model_copy(update={"part_rows": part_rows}), run_dir / "data")
     rng = np.random.default_rng(1)
     topics = rng.standard_normal((TOPICS, WIDTH))
-    vectors = topics[np.arange(ITEMS) % TOPICS] + 0.3 * rng.standard_normal((ITEMS, WIDTH))
+    vectors = topics[np.arange(items) % TOPICS] + 0.3 * rng.standard_normal((items, WIDTH))
     directions = torch.from_numpy(rng.standard_normal((LAYERS, CENTROIDS, WIDTH))).float()
     codebook = ResidualCodebook(torch.nn.functional.normalize(directions, dim=2))
     codebook.save_pretrained(run_dir / "codebook")
-    for part, start in enumerate(range(0, ITEMS, part_rows)):
-        index = np.arange(start, min(start + part_rows, ITEMS), dtype=np.int32)
+    for part, start in enumerate(range(0, items, part_rows)):
+        index = np.arange(start, min(start + part_rows, items), dtype=np.int32)
         source = run_dir / "embeddings" / f"part-{part:05d}.parquet"
         write_vectors(source, index, vectors[index].astype(np.float32))
         code_part(codebook, source, run_dir / "codes" / source.name, "float16")

@@ -38,6 +38,7 @@ from hymirec.recommender.light import LightTower
 from hymirec.recommender.llm import drop_outputs, empty_llm, start_blocks
 from hymirec.recommender.losses import Candidates, Twins
 from hymirec.recommender.masks import TimeBias, additive, pack
+from hymirec.recommender.negatives import negatives_a_step
 from hymirec.recommender.neighbours import Neighbours, open_neighbours
 from hymirec.recommender.objective import Objective, objective_losses
 from hymirec.recommender.recency import RecencyKernels
@@ -169,7 +170,7 @@ class HybridModel(PreTrainedModel):
         """Content embeddings, for training (and for `item_vectors` before a table is attached)."""
         self.items.attach(content_ND)
         threshold = self.settings.mask_false_negatives
-        if self.settings.negatives == 0 and threshold < 1:
+        if negatives_a_step(self.settings.negatives, self.config.items) == 0 and threshold < 1:
             self._twins = Twins.find(self.items.content_ND, threshold)
 
     def attach_codes(self, codes: ItemTable, codebook_LKX: Tensor, projected: bool = False) -> None:
@@ -353,20 +354,22 @@ class HybridModel(PreTrainedModel):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Losses of one micro-batch (see `batches.training_batch` for its keys): "loss" and scalar diagnostics."""
         coarse = self.coarse(batch["long_items"], batch["long_ts"], batch["long_mask"], batch["boundary"])
-        catalogue_NW = self.items() if "negatives" not in batch else None
+        negatives_M = batch["negatives"].reshape(-1) if "negatives" in batch else None
+        # Each item that the step needs is made, and has its gradient put into the table, once.
+        asked_U = None if negatives_M is None else _asked(batch)
+        vectors_UW = self.items(asked_U)
 
         def vectors(index: Tensor) -> Tensor:
             safe = index.clamp(min=0)
-            return self.items(safe) if catalogue_NW is None else F.embedding(safe, catalogue_NW)
+            return F.embedding(safe if asked_U is None else torch.searchsorted(asked_U, safe), vectors_UW)
 
         state_BPW, interests_BASW = self.refine(
             coarse, vectors(batch["items"]), batch["ts"], batch["mask"], batch["request"], batch["anchors"]
         )
-        negatives_M = batch["negatives"].reshape(-1) if "negatives" in batch else None
         return objective_losses(
             Objective(
                 Candidates(
-                    vectors(negatives_M) if negatives_M is not None else self._whole(catalogue_NW),
+                    vectors_UW if negatives_M is None else vectors(negatives_M),
                     negatives_M,
                     self.log_scale.exp().clamp(max=100.0),
                     self.settings.mask_false_negatives,
@@ -380,7 +383,9 @@ class HybridModel(PreTrainedModel):
             vectors,
         )
 
-    @staticmethod
-    def _whole(catalogue_NW: Tensor | None) -> Tensor:
-        assert catalogue_NW is not None
-        return catalogue_NW
+
+def _asked(batch: dict[str, Tensor]) -> Tensor:
+    """Items (U,), ascending, whose vectors a step with sampled negatives needs; 0 stands for padding."""
+    names = ("items", "next", "window", "negatives")
+    asked: Tensor = torch.cat([batch[name].reshape(-1) for name in names]).clamp(min=0).unique()
+    return asked

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from hymirec.config import FULL_SOFTMAX_ITEMS, SAMPLED_NEGATIVES
 from hymirec.errors import ConfigError
+
+
+def negatives_a_step(setting: int | None, items: int) -> int:
+    """How many negatives a step draws for a catalogue of `items`, 0 for the full softmax; `setting` as configured."""
+    if setting is None:
+        return 0 if items <= FULL_SOFTMAX_ITEMS else SAMPLED_NEGATIVES
+    return setting
 
 
 def sample_negatives(rng: np.random.Generator, items: int, count: int) -> NDArray[np.int64]:

@@ -22,7 +22,7 @@ from hymirec.recommender.contract import Reach, Recommender
 from hymirec.recommender.cooccurrence import cooccurrence_vectors, text_projection
 from hymirec.recommender.hybrid import HybridConfig, HybridModel
 from hymirec.recommender.llm import llm_architecture, load_llm_weights
-from hymirec.recommender.negatives import sample_negatives
+from hymirec.recommender.negatives import negatives_a_step, sample_negatives
 from hymirec.recommender.neighbours import save_neighbours
 from hymirec.recommender.neighbours_fit import fit_neighbours
 from hymirec.recommender.ranking import ndcg
@@ -43,9 +43,12 @@ class RecommenderTask(ABC):
     name: str
     metric = "ndcg@10"
 
-    def __init__(self, config: PipelineConfig, run_dir: Path, reach: Reach, optim: OptimConfig, negatives: int) -> None:
-        self._config, self._reach, self._optim, self._negatives = config, reach, optim, negatives
+    def __init__(
+        self, config: PipelineConfig, run_dir: Path, reach: Reach, optim: OptimConfig, negatives: int | None
+    ) -> None:
+        self._config, self._reach, self._optim = config, reach, optim
         self._catalog = Catalog.open(run_dir / "data")
+        self._negatives = negatives_a_step(negatives, self._catalog.size)
         self._sequences = Sequences.open(run_dir / "data")
         if not chunk_count(self._sequences, reach.recent):
             raise DataError(

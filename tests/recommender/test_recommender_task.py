@@ -97,6 +97,35 @@ def test_training_lowers_the_loss_and_equal_runs_write_equal_bytes(run_dir: Path
     assert first == exported(config, run_dir, tmp_path / "b")
 
 
+def test_the_whole_catalogue_as_sampled_negatives_is_the_full_softmax(run_dir: Path) -> None:
+    task = HybridTask(toy_config("recommender.mask_false_negatives=1"), run_dir)
+    model = task.build().eval()
+    gradients = []
+    for batch in [next(iter(task.batches(0, 0, 1)))] * 2:
+        if gradients:
+            batch["negatives"] = torch.randperm(ITEMS).reshape(len(batch["mask"]), -1)
+        model.zero_grad()
+        model(batch)["loss"].backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    full, sampled = gradients
+    for name, gradient in full.items():
+        torch.testing.assert_close(sampled[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(("items", "setting", "drawn"), [(16_384, None, 0), (16_385, None, 4_096), (16_385, 0, 0)])
+def test_a_wide_catalogue_is_sampled_unless_told_otherwise(
+    items: int, setting: int | None, drawn: int, tmp_path: Path
+) -> None:
+    config = toy_config(
+        "recommender.item.cooccurrence=false", f"recommender.negatives={'null' if setting is None else setting}"
+    )
+    toy_run(tmp_path, config, part_rows=20_000, unsold=items - ITEMS)
+    task = HybridTask(config, tmp_path)
+    batch = next(iter(task.batches(0, 0, 1)))
+    assert (batch["negatives"].numel() if "negatives" in batch else 0) == drawn
+    task.build()(batch)["loss"].backward()
+
+
 def test_the_start_from_cooccurrence_beats_a_random_one_untrained(run_dir: Path) -> None:
     scores = {}
     for start in ("true", "false"):

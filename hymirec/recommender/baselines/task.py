@@ -16,6 +16,7 @@ from hymirec.recommender.baselines.registry import ID_MODELS, TEXT_MODELS, TRAIN
 from hymirec.recommender.baselines.sequential import SequentialBaseline
 from hymirec.recommender.contract import Reach
 from hymirec.recommender.cooccurrence import cooccurrence_vectors
+from hymirec.recommender.negatives import negatives_a_step
 from hymirec.recommender.task import RecommenderTask
 from hymirec.recommender.trend import open_trend
 
@@ -92,7 +93,8 @@ def open_baseline(directory: Path, catalog: Catalog) -> SequentialBaseline:
 
 def _card(settings: BaselineConfig, items: int, users: int) -> str:
     """Markdown; a function of the configuration and the data's size only, so that equal runs write equal bytes."""
-    candidates = f"{settings.negatives} uniform negatives a step" if settings.negatives else "the whole catalogue"
+    negatives = negatives_a_step(settings.negatives, items)
+    candidates = f"{negatives} uniform negatives a step" if negatives else "the whole catalogue"
     return (
         f"# {title(settings)}\n\n"
         f"A system to compare with: width {settings.width}, {settings.layers} layers, dropout {settings.dropout:g}, "
