@@ -76,7 +76,7 @@ def test_the_shipped_rivals_share_the_data_of_the_shipped_hymirec(name: str, our
         assert rival.data == load(PipelineConfig, configs / ours).data
 
 
-@pytest.mark.parametrize("kind", ["sasrec", "hstu"])
+@pytest.mark.parametrize("kind", ["gru4rec", "sasrec", "hstu"])
 def test_the_rivals_for_ratings_differ_from_those_of_the_shop_in_data_and_settings_alone(kind: str) -> None:
     configs = ROOT / "ray_jobs" / "configs"
     shop = load(PipelineConfig, configs / "online-retail" / f"{kind}.yaml")
