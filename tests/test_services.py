@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 import redis
-from services import RedisServer
+from services import RedisServer, free_port
+
+
+def test_free_ports_differ_and_are_none_that_a_connection_may_take() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", free_port()))
+        ports = [free_port() for _ in range(300)]
+        assert len(set(ports)) == 300
+        assert taken.getsockname()[1] not in ports
+    assert all(20_000 <= port < 32_768 for port in ports)
 
 
 @pytest.mark.redis

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import random
 import shutil
 import signal
 import socket
@@ -30,6 +31,8 @@ PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependenci
 HEAP = ("-Xms64m", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 QUIET = ("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true")
 STARTUP_SECONDS = 90.0
+PORTS = range(20_000, 32_768)
+_given: set[int] = set()
 
 
 class BrokerError(RuntimeError):
@@ -64,10 +67,22 @@ def resolve() -> Path:
 
 
 def free_port() -> int:
-    """A TCP port that nothing listens on now."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """A TCP port that nothing listens on now, never the same twice in a process.
+
+    It lies below the ports a kernel gives to outgoing connections and above those of Ray's workers, so neither takes it
+    before whoever asked does.
+    """
+    while True:
+        port = random.SystemRandom().choice(PORTS)
+        if port in _given:
+            continue
+        with socket.socket() as s:
+            try:
+                s.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        _given.add(port)
+        return port
 
 
 class Broker:
