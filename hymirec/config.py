@@ -316,7 +316,12 @@ class RecommenderConfig(Config):
     trend: TrendConfig = TrendConfig()
     neighbours: NeighboursConfig = NeighboursConfig()
     negatives: int | None = Field(None, ge=0, description=NEGATIVES)
-    mask_false_negatives: float = Field(0.99, gt=0, le=1, description="negatives nearer to the target are masked")
+    mask_false_negatives: float = Field(
+        0.99,
+        gt=0,
+        le=1,
+        description="items whose content embedding is nearer to the target's are no negatives; 1: all are",
+    )
     scale: float = Field(14.2857, gt=0, le=100, description="start of the learnable scale (1/temperature), cap 100")
     optim: OptimConfig = OptimConfig(epochs=12, batch_size=16, lr=2e-3, ema=0.995)
 
@@ -360,7 +365,9 @@ class BaselineConfig(Config):
     patch: PatchConfig = PatchConfig()
     trend: TrendConfig = TrendConfig(weights=())
     negatives: int | None = Field(None, ge=0, description=NEGATIVES)
-    mask_false_negatives: float = Field(0.99, gt=0, le=1, description="negatives nearer to the target are masked")
+    mask_false_negatives: float = Field(
+        0.99, gt=0, le=1, description="models of texts: below 1 items of the target's own text are no negatives"
+    )
     scale: float = Field(14.2857, gt=0, le=100, description="start of the learnable scale (1/temperature), cap 100")
     optim: OptimConfig = OptimConfig(epochs=12, batch_size=64, lr=2e-3, ema=0.995)
 

@@ -21,19 +21,19 @@ from hymirec.encoder.modeling import ContentEncoder
 from hymirec.encoder.tokenizer import pad_rows
 
 SCALE_CAP = 100.0
-# A candidate nearer to the target than this is the same thing under another id, not a negative.
-SAME = 0.99
 # Groups of like length that a step's items are encoded in. A constant: under ZeRO-3 a forward pass is a collective, so
 # every rank must make as many.
 GROUPS = 4
 
 
 def grouped(rows: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
-    """Token rows, already in order of their length, as `GROUPS` pairs `input_ids.<g>`, `attention_mask.<g>`.
+    """Token rows, already in order of their length, as `GROUPS` pairs `input_ids.<g>`, `attention_mask.<g>`; `text`
+    (U,), the first row with the same tokens.
 
     Fewer rows than groups: some groups are empty, shape (0, 0).
     """
-    tensors: dict[str, Tensor] = {}
+    first: dict[tuple[int, ...], int] = {}
+    tensors = {"text": torch.tensor([first.setdefault(tuple(tokens), row) for row, tokens in enumerate(rows)])}
     for group in range(GROUPS):
         part = rows[group * len(rows) // GROUPS : (group + 1) * len(rows) // GROUPS]
         for name, value in pad_rows(part, pad).items():
@@ -89,6 +89,7 @@ class Stage1Model(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Batch: what `grouped` makes of the step's distinct items; `slots` (B, T), see `states`.
 
+        Items of equal text are one thing under several ids, no negatives of each other.
         Returns the mean `loss` over all positions with a next item, the share of them ranked `first`, and the `scale`.
         """
         unit_UD = self.items(batch)
@@ -98,9 +99,9 @@ class Stage1Model(nn.Module):
         target_P = slots_BT[:, 1:][asked_BT]
         scale = self.log_scale.exp().clamp(max=SCALE_CAP)
         logits_PU = (query_PD @ unit_UD.T).float() * scale
-        with torch.no_grad():
-            same_UU = (unit_UD @ unit_UD.T) > SAME
-            same_UU.fill_diagonal_(False)
+        # Told from the texts, not from the embeddings: a model that gave all items one could make its loss 0.
+        text_U = batch["text"]
+        same_UU = (text_U[:, None] == text_U[None]).fill_diagonal_(False)
         logits_PU = logits_PU.masked_fill(same_UU[target_P], -torch.inf)
         loss = F.cross_entropy(logits_PU, target_P)
         first = (logits_PU.argmax(dim=1) == target_P).float().mean()

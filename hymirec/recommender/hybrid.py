@@ -17,6 +17,7 @@ H hidden width (of the LLM, or of the light tower for coarse)  N catalogue  L la
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from hymirec.recommender.contract import Reach
 from hymirec.recommender.items import ItemEmbedder
 from hymirec.recommender.light import LightTower
 from hymirec.recommender.llm import drop_outputs, empty_llm, start_blocks
-from hymirec.recommender.losses import Candidates, Twins
+from hymirec.recommender.losses import Candidates, Twins, same_content
 from hymirec.recommender.masks import TimeBias, additive, pack
 from hymirec.recommender.negatives import negatives_a_step
 from hymirec.recommender.neighbours import Neighbours, open_neighbours
@@ -372,7 +373,7 @@ class HybridModel(PreTrainedModel):
                     vectors_UW if negatives_M is None else vectors(negatives_M),
                     negatives_M,
                     self.log_scale.exp().clamp(max=100.0),
-                    self.settings.mask_false_negatives,
+                    self._same(negatives_M),
                     self._twins,
                 ),
                 self.settings,
@@ -382,6 +383,13 @@ class HybridModel(PreTrainedModel):
             batch,
             vectors,
         )
+
+    def _same(self, negatives_M: Tensor | None) -> Callable[[Tensor], Tensor] | None:
+        """Which sampled candidates are a target under another id; None for the full softmax, which has twins."""
+        threshold = self.settings.mask_false_negatives
+        if negatives_M is None or threshold == 1:
+            return None
+        return same_content(self.items.content_ND, negatives_M, threshold)
 
 
 def _asked(batch: dict[str, Tensor]) -> Tensor:

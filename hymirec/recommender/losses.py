@@ -1,13 +1,16 @@
 """Contrastive losses on cosines.
 
 The candidates are the whole catalogue (full softmax) or items sampled once a step and shared by all rows. Candidates
-that are the target itself, or the same product under another id, are no negatives.
+that are the target itself, or the same product under another id, are no negatives. What is the same product is told
+from what training cannot change (texts, frozen embeddings): were it told from the vectors that are trained, a model
+could make its loss 0 by giving all items one vector.
 
 R rows (query, target)  S interests of a row  W width  M candidates  N catalogue
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +20,8 @@ from torch import Tensor
 # Cosines that are held at once: they stay in a core's cache, and memory does not grow with rows or catalogue.
 CHUNK_SCORES = 1 << 19
 CHUNK_SCORES_GPU = 1 << 26
+# An item with more others as near as this is not one product under many ids: its text says nothing, or there is none.
+MOST_TWINS = 50
 
 
 @dataclass(frozen=True)
@@ -28,15 +33,18 @@ class Twins:
 
     @classmethod
     def find(cls, content_ND: Tensor, threshold: float) -> Twins:
-        """Pairs of different items whose unit content embeddings have a cosine above the threshold."""
+        """Pairs of different items whose unit content embeddings have a cosine above the threshold.
+
+        None for items that have more than `MOST_TWINS`.
+        """
         step = max(1, CHUNK_SCORES // max(1, len(content_ND)))
         left, right = [], []
         for start in range(0, len(content_ND), step):
             near = content_ND[start : start + step] @ content_ND.T > threshold
-            row, column = near.nonzero(as_tuple=True)
-            kept = row + start != column
-            left.append(row[kept] + start)
-            right.append(column[kept])
+            near.diagonal(start).fill_(False)
+            row, column = _few(near).nonzero(as_tuple=True)
+            left.append(row + start)
+            right.append(column)
         return cls(torch.cat(left), torch.cat(right))
 
     def of(self, target_R: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,14 +61,14 @@ class Candidates:
     """What targets are told apart from.
 
     `vectors_MW` are unit vectors, `ids_M` their item indices (None: candidate m is item m, full softmax). `scale`
-    multiplies cosines. Masked are the target, and beside it: sampled candidates with a cosine above `threshold` to the
-    target; in the full softmax, where that would cost a product as big as the loss itself, the target's `twins`.
+    multiplies cosines. Masked are the target, and beside it what `same` says of targets (R,) and all candidates, a
+    bool (R, M); or, in a full softmax where that would cost a product as big as the loss itself, the target's `twins`.
     """
 
     vectors_MW: Tensor
     ids_M: Tensor | None
     scale: Tensor
-    threshold: float
+    same: Callable[[Tensor], Tensor] | None = None
     twins: Twins | None = None
 
     def loss(self, query_RSW: Tensor, target_R: Tensor, target_RW: Tensor, weight_R: Tensor | None = None) -> Tensor:
@@ -77,17 +85,34 @@ class Candidates:
         loss: Tensor = _Contrastive.apply(query_RSW, self.vectors_MW, target_RW, self.scale, target_R, weight, self)
         return loss
 
-    def mask(self, score_RM: Tensor, target_R: Tensor, target_RW: Tensor) -> None:
+    def mask(self, score_RM: Tensor, target_R: Tensor) -> None:
         """Put -inf, in place, where a candidate must not count against the target."""
-        if self.ids_M is not None:
-            near = self.ids_M[None, :] == target_R[:, None]
-            if self.threshold < 1:
-                near |= target_RW @ self.vectors_MW.T > self.threshold
-            score_RM.masked_fill_(near, -torch.inf)
-            return
-        score_RM.scatter_(1, target_R[:, None], -torch.inf)
+        if self.ids_M is None:
+            score_RM.scatter_(1, target_R[:, None], -torch.inf)
+        else:
+            score_RM.masked_fill_(self.ids_M[None, :] == target_R[:, None], -torch.inf)
+        if self.same is not None:
+            score_RM.masked_fill_(self.same(target_R), -torch.inf)
         if self.twins is not None and len(self.twins.items_T):
             score_RM[self.twins.of(target_R)] = -torch.inf
+
+
+def same_content(content_ND: Tensor, ids_M: Tensor, threshold: float) -> Callable[[Tensor], Tensor]:
+    """`Candidates.same` for sampled items: unit content embeddings with a cosine above the threshold.
+
+    Nothing for a target that more than `MOST_TWINS` of them are as near to.
+    """
+    content_MD = content_ND[ids_M]
+
+    def same(target_R: Tensor) -> Tensor:
+        return _few(content_ND[target_R] @ content_MD.T > threshold)
+
+    return same
+
+
+def _few(near_RM: Tensor) -> Tensor:
+    """The same, with rows of more than `MOST_TWINS` emptied in place."""
+    return near_RM.masked_fill_((near_RM.sum(dim=1) > MOST_TWINS)[:, None], False)
 
 
 class _Contrastive(torch.autograd.Function):
@@ -142,7 +167,7 @@ def _sweep(
     each = (rows.query_RSW.flatten(0, 1) @ vectors_MW.T).view(count, interests, -1)
     score_RM, best_RM = _largest(each)
     own_R, own_best_R = (rows.query_RSW @ rows.target_RW[:, :, None]).squeeze(2).max(dim=1)
-    candidates.mask(score_RM, rows.target_R, rows.target_RW)
+    candidates.mask(score_RM, rows.target_R)
     largest = torch.maximum(score_RM.amax(dim=1), own_R)
     # exp(scale (score - largest)), in the scores' own memory.
     share_RM = score_RM.sub_(largest[:, None]).mul_(scale).exp_()

@@ -46,7 +46,7 @@ def by_hand(model: Stage1Model, batch: dict[str, torch.Tensor]) -> float:
             exponents = {
                 u: math.exp(10.0 * float(state @ unit[u]))
                 for u in range(len(unit))
-                if u == target or float(unit[u] @ unit[target]) <= 0.99
+                if u == target or batch["text"][u] != batch["text"][target]
             }
             losses.append(-math.log(exponents[target] / sum(exponents.values())))
     return sum(losses) / len(losses)
@@ -63,8 +63,19 @@ def test_an_item_with_the_targets_own_text_is_no_negative(model: Stage1Model) ->
     texts = sorted(TEXTS, key=lambda text: len(text))
     twins = [*texts[:3], texts[2], *texts[3:7]]
     batch = batch_of(model, twins)
+    assert batch["text"].tolist() == [0, 1, 2, 2, 4, 5, 6, 7]
     with torch.no_grad():
         assert float(model(batch)["loss"]) == pytest.approx(by_hand(model, batch), rel=1e-4)
+
+
+def test_giving_all_items_one_embedding_does_not_pay(model: Stage1Model) -> None:
+    """The loss of a guess among all items; it was 0 when what is the same product was told from the embeddings."""
+    model.encoder.center.fill_(-1e4)
+    batch = batch_of(model, TEXTS)
+    with torch.no_grad():
+        unit = model.items(batch)
+        assert float((unit @ unit.T).min()) > 0.9999
+        assert float(model(batch)["loss"]) == pytest.approx(math.log(len(TEXTS)), rel=1e-3)
 
 
 def test_groups_hold_every_row_once_and_little_padding(model: Stage1Model) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from hymirec.recommender import losses
-from hymirec.recommender.losses import Candidates, Twins, diversity, overlap
+from hymirec.recommender.losses import Candidates, Twins, diversity, overlap, same_content
 from hymirec.recommender.negatives import sample_negatives
 
 R, W, N = 23, 6, 40
@@ -39,7 +39,7 @@ def test_full_softmax_and_its_gradients(interests: int, chunk: int, monkeypatch:
     monkeypatch.setattr(losses, "CHUNK_SCORES", chunk)
     query, vectors, scale, target, weight = problem(interests)
     left, right = (torch.tensor(side) for side in zip(*TWINS, strict=True))
-    found = Candidates(vectors, None, scale, 0.99, Twins(left, right))
+    found = Candidates(vectors, None, scale, twins=Twins(left, right))
     masked = one_hot(target, N).bool()
     for item, twin in TWINS:
         masked[target == item, twin] = True
@@ -51,16 +51,31 @@ def test_full_softmax_and_its_gradients(interests: int, chunk: int, monkeypatch:
 
 
 @pytest.mark.parametrize("interests", [1, 2])
-def test_sampled_negatives_near_the_target_do_not_count(interests: int) -> None:
+def test_sampled_negatives_of_the_targets_content_do_not_count(interests: int) -> None:
     query, vectors, scale, target, weight = problem(interests)
     ids = torch.randint(0, N, (15,))
-    masked = (ids == target[:, None]) | (vectors[target] @ vectors[ids].T > 0.5)
-    assert masked.any()
+    content = normalize(torch.randn(N, 5), dim=-1)
+    near = content[target] @ content[ids].T > 0.5
+    masked = (ids == target[:, None]) | near
+    assert near.any()
     check(
-        Candidates(vectors[ids], ids, scale, 0.5).loss(query, target, vectors[target], weight),
+        Candidates(vectors[ids], ids, scale, same_content(content, ids, 0.5)).loss(
+            query, target, vectors[target], weight
+        ),
         written_out(query, vectors[ids], vectors[target], scale, masked, weight),
         (query, vectors, scale),
     )
+
+
+def test_content_that_many_items_share_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Items 0 to 3 are as near as 4 and 5, but there are too many of them for one product."""
+    monkeypatch.setattr(losses, "MOST_TWINS", 2)
+    content = normalize(torch.tensor([[1.0, 0]] * 4 + [[0, 1.0]] * 2), dim=1)
+    found = Twins.find(content, 0.99)
+    assert found.items_T.tolist() == [4, 5]
+    assert found.twins_T.tolist() == [5, 4]
+    everything = torch.arange(6)
+    assert same_content(content, everything, 0.99)(everything).nonzero().tolist() == [[4, 4], [4, 5], [5, 4], [5, 5]]
 
 
 def check(ours: Tensor, expected: Tensor, inputs: tuple[Tensor, ...]) -> None:
@@ -71,7 +86,7 @@ def check(ours: Tensor, expected: Tensor, inputs: tuple[Tensor, ...]) -> None:
 
 def test_no_rows_give_zero_and_a_gradient() -> None:
     query, vectors, scale, target, _ = problem(1)
-    loss = Candidates(vectors, None, scale, 1.0).loss(query[:0], target[:0], vectors[:0])
+    loss = Candidates(vectors, None, scale).loss(query[:0], target[:0], vectors[:0])
     loss.backward()
     assert loss.item() == 0
 

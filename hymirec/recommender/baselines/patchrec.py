@@ -25,7 +25,6 @@ from hymirec.config import BaselineConfig, EncoderConfig, PatchConfig
 from hymirec.encoder.presets import build_tokenizer
 from hymirec.recommender.baselines.sequential import Chunks, SequentialBaseline
 from hymirec.recommender.baselines.texts import TOKENIZER_TEXTS, TokenTable, llama, spread
-from hymirec.recommender.losses import Twins
 
 
 class PatchTower(nn.Module):
@@ -41,9 +40,9 @@ class PatchTower(nn.Module):
         nn.init.eye_(self.project.weight)
 
     @property
-    def twins(self) -> Twins:
-        """See `TokenTable.twins`."""
-        return self.table.twins
+    def text_N(self) -> Tensor:  # noqa: N802
+        """See `ItemTower`."""
+        return self.table.text_N
 
     def forward(self, index_U: Tensor) -> Tensor:
         """See `ItemTower`: the mean over a text's tokens, the special token left out."""

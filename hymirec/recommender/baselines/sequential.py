@@ -10,6 +10,7 @@ B batch  T items of a chunk  W width  N catalogue  U items that are encoded at o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -20,7 +21,7 @@ from torch.nn import functional as F  # noqa: N812
 from hymirec.config import BaselineConfig
 from hymirec.errors import ModelError
 from hymirec.recommender.contract import Reach
-from hymirec.recommender.losses import Candidates, Twins
+from hymirec.recommender.losses import Candidates
 from hymirec.recommender.neighbours import Neighbours
 from hymirec.recommender.trend import Trend
 
@@ -28,13 +29,14 @@ from hymirec.recommender.trend import Trend
 class ItemTower(Protocol):
     """Item indices -> vectors (U, W), not normalised. An `nn.Module`.
 
-    `twins`: items that the tower cannot tell apart, so that one is no negative of the other in the full softmax.
+    `text_N`: a number for the text of every item, equal for items that the tower cannot tell apart, so that one is no
+    negative of the other; None for a tower that tells all items apart.
     """
 
     size: int
 
     @property
-    def twins(self) -> Twins | None: ...
+    def text_N(self) -> Tensor | None: ...  # noqa: N802
 
     def __call__(self, index_U: Tensor) -> Tensor: ...
 
@@ -42,7 +44,7 @@ class ItemTower(Protocol):
 class IdTower(nn.Module):
     """A learned vector an item; `start_NW`, if given, is where the vectors start."""
 
-    twins = None
+    text_N = None
 
     def __init__(self, items: int, width: int, start_NW: Tensor | None = None) -> None:
         super().__init__()
@@ -164,8 +166,15 @@ class SequentialBaseline(nn.Module, ABC):
             vectors_UW if negatives is None else vectors(negatives),
             negatives,
             self.log_scale.exp().clamp(max=100.0),
-            self.settings.mask_false_negatives,
-            self.tower.twins,
+            self._same(negatives),
         )
         loss = candidates.loss(state_RW[:, None], target_R, vectors(target_R))
         return {"loss": loss, "scale": candidates.scale}
+
+    def _same(self, negatives_M: Tensor | None) -> Callable[[Tensor], Tensor] | None:
+        """Which candidates have a target's text; None for a tower that does not read texts."""
+        text_N = self.tower.text_N
+        if text_N is None or self.settings.mask_false_negatives == 1:
+            return None
+        text_M = text_N if negatives_M is None else text_N[negatives_M]
+        return lambda target_R: text_N[target_R][:, None] == text_M

@@ -20,7 +20,6 @@ from hymirec.config import BaselineConfig, EncoderConfig, LLMConfig
 from hymirec.encoder.modeling import ContentEncoder
 from hymirec.encoder.tokenizer import pad_rows, token_ids
 from hymirec.recommender.llm import drop_outputs, empty_llm, llm_architecture, start_blocks
-from hymirec.recommender.losses import Twins
 
 # Groups of like length in a training step. A constant: under ZeRO-3 a forward pass is a collective, so every rank must
 # make as many.
@@ -45,11 +44,14 @@ def llama(settings: BaselineConfig) -> PreTrainedModel:
 
 
 class TokenTable(nn.Module):
-    """Token ids of every item's text. Not part of a checkpoint: the tables follow from the texts."""
+    """Token ids of every item's text. Not part of a checkpoint: the tables follow from the texts.
+
+    `text_N` is the first item with the same tokens: equal texts are one product to a model that knows nothing else.
+    """
 
     tokens_NL: Tensor
     length_N: Tensor
-    twins_2T: Tensor
+    text_N: Tensor
 
     def __init__(self, tokenizer: Any, texts: Sequence[str], special_token: str, max_tokens: int) -> None:
         super().__init__()
@@ -57,15 +59,12 @@ class TokenTable(nn.Module):
         padded = pad_rows(rows, int(tokenizer.pad_token_id))
         self.register_buffer("tokens_NL", padded["input_ids"].to(torch.int32), persistent=False)
         self.register_buffer("length_N", padded["attention_mask"].sum(dim=1), persistent=False)
-        self.register_buffer("twins_2T", _equal_rows(rows), persistent=False)
+        first: dict[tuple[int, ...], int] = {}
+        text_N = torch.tensor([first.setdefault(tuple(row), item) for item, row in enumerate(rows)])
+        self.register_buffer("text_N", text_N, persistent=False)
 
     def __len__(self) -> int:
         return len(self.length_N)
-
-    @property
-    def twins(self) -> Twins:
-        """Items of the same text: one product to a model that knows nothing but the text."""
-        return Twins(self.twins_2T[0], self.twins_2T[1])
 
     def forward(self, index_U: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids and mask (U, L), both int64, right-padded to the longest of these items."""
@@ -73,15 +72,6 @@ class TokenTable(nn.Module):
         longest = int(length_U.max()) if len(index_U) else 0
         mask_UL = torch.arange(longest, device=index_U.device) < length_U[:, None]
         return self.tokens_NL[index_U, :longest].long(), mask_UL.long()
-
-
-def _equal_rows(rows: Sequence[Sequence[int]]) -> Tensor:
-    """Pairs (2, T) of different items with equal tokens, ascending in the first."""
-    alike: dict[tuple[int, ...], list[int]] = {}
-    for item, row in enumerate(rows):
-        alike.setdefault(tuple(row), []).append(item)
-    pairs = sorted((i, j) for group in alike.values() if len(group) > 1 for i in group for j in group if i != j)
-    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T.contiguous()
 
 
 class TextTower(nn.Module):
@@ -111,9 +101,9 @@ class TextTower(nn.Module):
         return cls(encoder, texts, make_head(encoder.width), settings.encode_batch)
 
     @property
-    def twins(self) -> Twins:
-        """See `TokenTable.twins`."""
-        return self.table.twins
+    def text_N(self) -> Tensor:  # noqa: N802
+        """See `ItemTower`."""
+        return self.table.text_N
 
     def forward(self, index_U: Tensor) -> Tensor:
         """See `ItemTower`. Without gradients (evaluation) in parts of `encode_batch` texts."""
