@@ -76,14 +76,14 @@ def test_the_shipped_rivals_share_the_data_of_the_shipped_hymirec(name: str, our
         assert rival.data == load(PipelineConfig, configs / ours).data
 
 
-@pytest.mark.parametrize("kind", ["gru4rec", "sasrec", "hstu"])
+@pytest.mark.parametrize("kind", sorted(TRAINED))
 def test_the_rivals_for_ratings_differ_from_those_of_the_shop_in_data_and_settings_alone(kind: str) -> None:
     configs = ROOT / "ray_jobs" / "configs"
     shop = load(PipelineConfig, configs / "online-retail" / f"{kind}.yaml")
     ratings = load(PipelineConfig, configs / "sparse" / f"{kind}.yaml")
     assert ratings.baseline is not None
     assert ratings.baseline.kind == kind
-    # As docs/evaluation.md has it for the other rivals of these sets.
+    # As docs/evaluation.md has it for the closed forms of these sets.
     told = ["data.kind=parquet", "data.path=data/ratings", "data.unseen_items=drop", "data.text_columns=[title,genres]"]
     assert ratings.data == load(PipelineConfig, configs / "demo.yaml", told).data
     assert shop.model_dump(exclude={"name", "data", "baseline"}) == ratings.model_dump(
