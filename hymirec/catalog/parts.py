@@ -5,9 +5,7 @@ A part is written to a temporary file and renamed, so a part that exists is whol
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from hymirec.artifacts import replacing
 from hymirec.errors import ArtifactDamagedError, ArtifactMissingError
 
 _PART = re.compile(r"part-(\d{5,})\.parquet")
@@ -38,19 +37,9 @@ def part_paths(directory: Path) -> list[Path]:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file atomically (temporary file, fsync, rename); equal tables give equal bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(fd, "wb") as f:
-            pq.write_table(table, f, compression="zstd")
-            f.flush()
-            os.fsync(f.fileno())
-        Path(tmp).chmod(0o644)
-        Path(tmp).replace(path)
-    except BaseException:
-        Path(tmp).unlink(missing_ok=True)
-        raise
+    """Write a Parquet file so that a reader sees the old one or the new one; equal tables give equal bytes."""
+    with replacing(path) as f:
+        pq.write_table(table, f, compression="zstd")
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
