@@ -434,6 +434,9 @@ class ComputeConfig(Config):
         0.5, gt=0, description="logical CPUs that Ray reserves for an actor; leave some for its readers"
     )
     max_failures: int = Field(3, ge=0, description="restarts of a worker group after a crash")
+    checkpoint_steps: int = Field(
+        1000, ge=1, description="updates between two checkpoints within an epoch of training; each epoch ends with one"
+    )
 
 
 class PipelineConfig(Config):

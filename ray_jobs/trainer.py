@@ -78,11 +78,15 @@ class RayReporter:
             yield Path(directory)
 
     def report(self, metrics: Mapping[str, float], save: SaveFn) -> None:
-        """Every rank hands over its own files; Ray Train merges them into one checkpoint."""
+        """Draw the epoch's curves, and keep a checkpoint."""
         if self._board is not None:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, int(metrics["epoch"]))
             self._board.flush()
+        self.keep(metrics, save)
+
+    def keep(self, metrics: Mapping[str, float], save: SaveFn) -> None:
+        """Every rank hands over its own files; Ray Train merges them into one checkpoint."""
         with tempfile.TemporaryDirectory() as directory:
             save(Path(directory))
             ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint.from_directory(directory))

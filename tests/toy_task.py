@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -63,26 +67,63 @@ class ToyTask:
 
 
 def make_task(config: PipelineConfig, run_dir: Path) -> ToyTask:
-    return ToyTask()
+    return Noisy()
 
 
-class Dying(ToyTask):
-    """Rank 1 kills itself once, in the second epoch."""
+class Noisy(ToyTask):
+    """With dropout: every step draws random numbers."""
 
-    def __init__(self, marker: Path) -> None:
+    def build(self) -> nn.Module:
+        model = super().build()
+        model.head = nn.Sequential(nn.Dropout(0.2), model.head)  # type: ignore[arg-type]
+        return model
+
+
+class Dying(Noisy):
+    """Rank 1 kills itself once, in the second epoch, and counts its steps by the bytes of a file.
+
+    It waits until Ray Train has noted the checkpoint before: that takes longer than a step of a toy.
+    """
+
+    def __init__(self, marker: Path, runs: Path, noted: dict[str, int]) -> None:
         super().__init__()
-        self.marker = marker
+        self.marker, self.runs, self.noted = marker, runs, noted
 
     def batches(self, epoch, rank, world):  # type: ignore[no-untyped-def]
         for step, batch in enumerate(super().batches(epoch, rank, world)):
             if epoch == 1 and rank == 1 and step == 3 and not self.marker.exists():
+                self._wait()
                 self.marker.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             yield batch
 
+    def build(self) -> nn.Module:
+        model = super().build()
+        model.register_forward_hook(self._count)
+        return model
+
+    def _count(self, *_: object) -> None:
+        if dist.get_rank() == 1:
+            with self.marker.with_name("steps").open("ab") as file:
+                file.write(b".")
+
+    def _wait(self) -> None:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            with suppress(OSError, ValueError):
+                (snapshot,) = self.runs.glob("*/checkpoint_manager_snapshot.json")
+                newest = json.loads(snapshot.read_text())["checkpoint_results"][-1]["checkpoint_dir_name"]
+                state = json.loads((snapshot.parent / newest / "state.json").read_text())
+                if self.noted.items() <= state.items():
+                    return
+            time.sleep(0.1)
+        raise TimeoutError(f"no checkpoint of {self.noted} was noted")
+
 
 def make_dying_task(config: PipelineConfig, run_dir: Path) -> ToyTask:
-    return Dying(run_dir / "killed")
+    """Dies after a checkpoint of two steps of its second epoch, or where none is written within one, of the first."""
+    noted = {"epoch": 1, "step": 2 if config.compute.checkpoint_steps == 2 else 0}
+    return Dying(run_dir / "killed", run_dir / "killed_run" / "checkpoints", noted)
 
 
 class Broken(ToyTask):

@@ -1,8 +1,9 @@
 """The training loop: epochs, validation, best checkpoint, early stop, resume.
 
-A checkpoint is written after each epoch and holds everything: the engine's state, the best weights so far, and the
-loop's own state. Random numbers are seeded anew for each (seed, epoch, rank), so a run that was killed and resumed from
-any checkpoint ends with the same weights as one that was not.
+A checkpoint is written after each epoch, and within a long one every `compute.checkpoint_steps` updates. It holds
+everything: the engine's state, the best weights so far, and the loop's own state. Random numbers are seeded anew for
+each (seed, epoch, rank), and a checkpoint within an epoch has where they stand, so a run that was killed and resumed
+from any checkpoint ends with the same weights as one that was not.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
@@ -24,7 +25,8 @@ from hymirec.config import ComputeConfig, OptimConfig
 from hymirec.errors import ModelError
 from hymirec.training.average import averaged
 from hymirec.training.engine import Engine, StateDict, make_engine, unwrap
-from hymirec.training.reporter import Reporter
+from hymirec.training.generators import load_random, save_random, seed_all
+from hymirec.training.reporter import Reporter, SaveFn
 from hymirec.training.schedule import learning_rate
 from hymirec.training.task import TrainTask
 
@@ -34,9 +36,11 @@ BEST = "best.safetensors"
 
 @dataclass
 class LoopState:
-    """Where the loop stands. `epoch` is the next one to run."""
+    """Where the loop stands. `epoch` is the next one to run, of which `step` micro-batches are done, with `sums`."""
 
     epoch: int = 0
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
     best: float = -math.inf
     best_epoch: int = -1
     history: list[dict[str, float]] = field(default_factory=list)
@@ -54,13 +58,6 @@ class FitResult:
     best_epoch: int
 
 
-def seed_all(seed: int, epoch: int, rank: int) -> None:
-    """Seed torch and numpy from the three numbers that a point of a run is known by."""
-    derived = np.random.SeedSequence([seed, epoch, rank]).generate_state(2)
-    torch.manual_seed(int(derived[0]))
-    np.random.seed(int(derived[1]))
-
-
 def fit(task: TrainTask, optim: OptimConfig, compute: ComputeConfig, seed: int, reporter: Reporter) -> FitResult:
     """Train a task and return its best weights by validation.
 
@@ -74,12 +71,13 @@ def fit(task: TrainTask, optim: OptimConfig, compute: ComputeConfig, seed: int, 
         best = _validated(task, engine, reporter, state, best, epoch=-1, train={})
     while state.epoch < optim.epochs and state.epoch - 1 - state.best_epoch < optim.patience:
         epoch = state.epoch
-        seed_all(seed, epoch + 1, reporter.rank)
-        train = _train_epoch(task, engine, optim, epoch, reporter)
-        state.epoch += 1
-        best = _validated(task, engine, reporter, state, best, epoch, train)
+        if not state.step:
+            seed_all(seed, epoch + 1, reporter.rank)
         save = partial(_save, engine=engine, state=state, best=best, rank=reporter.rank)
-        reporter.report(state.history[-1], save)
+        train = _train_epoch(task, engine, optim, compute.checkpoint_steps, state, reporter, save)
+        state.epoch, state.step, state.sums = epoch + 1, 0, {}
+        best = _validated(task, engine, reporter, state, best, epoch, train)
+        reporter.report(state.history[-1], partial(save, best=best))
     return FitResult(best, state.history, state.best_epoch)
 
 
@@ -96,17 +94,22 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _train_epoch(
-    task: TrainTask, engine: Engine, optim: OptimConfig, epoch: int, reporter: Reporter
+    task: TrainTask,
+    engine: Engine,
+    optim: OptimConfig,
+    checkpoint_steps: int,
+    state: LoopState,
+    reporter: Reporter,
+    save: SaveFn,
 ) -> dict[str, float]:
-    steps = task.steps(reporter.world)
+    """Run the epoch's micro-batches that are not done yet; returns the means over all of them."""
+    epoch, steps = state.epoch, task.steps(reporter.world)
     updates = max(1, steps // optim.accumulation)
-    sums: dict[str, float] = {}
-    seen = 0
-    engine.module.train()
     # Micro-batches that do not fill an accumulation are left out, so that every update has the same weight.
-    for step, batch in enumerate(task.batches(epoch, reporter.rank, reporter.world)):
-        if step >= updates * optim.accumulation:
-            break
+    last = updates * optim.accumulation
+    engine.module.train()
+    batches = islice(task.batches(epoch, reporter.rank, reporter.world), state.step, last)
+    for step, batch in enumerate(batches, start=state.step):
         out = engine.module({key: value.to(engine.device) for key, value in batch.items()})
         update = (step + 1) % optim.accumulation == 0
         lr = learning_rate(optim, epoch * updates + step // optim.accumulation, optim.epochs * updates)
@@ -118,10 +121,12 @@ def _train_epoch(
                 f"(now {optim.lr}) or optim.clip_norm (now {optim.clip_norm})"
             )
         for key, value in scalars.items():
-            sums[key] = sums.get(key, 0.0) + value
-        seen += 1
-        reporter.progress(epoch, step + 1, steps, {"loss": scalars["loss"], "lr": lr})
-    return {f"train_{key}": value / max(1, seen) for key, value in sums.items()}
+            state.sums[key] = state.sums.get(key, 0.0) + value
+        state.step = step + 1
+        reporter.progress(epoch, state.step, steps, {"loss": scalars["loss"], "lr": lr})
+        if state.step % (checkpoint_steps * optim.accumulation) == 0 and state.step < last:
+            reporter.keep(state.history[-1], save)
+    return {f"train_{key}": value / state.step for key, value in state.sums.items()}
 
 
 def _validated(
@@ -155,6 +160,8 @@ def _reduce(metrics: Mapping[str, tuple[float, int]], engine: Engine, world: int
 
 def _save(directory: Path, engine: Engine, state: LoopState, best: StateDict, rank: int) -> None:
     engine.save(directory)
+    if state.step:
+        save_random(directory, rank)
     if rank == 0:
         save_file(best, directory / BEST)
         (directory / STATE).write_text(json.dumps(asdict(state)))
@@ -166,4 +173,6 @@ def _resume(engine: Engine, reporter: Reporter) -> tuple[LoopState, StateDict]:
             return LoopState(), {}
         engine.load(directory)
         state = LoopState(**json.loads((directory / STATE).read_text()))
+        if state.step:
+            load_random(directory, reporter.rank)
         return state, load_file(directory / BEST) if reporter.rank == 0 else {}

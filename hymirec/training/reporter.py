@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +20,7 @@ class Reporter(Protocol):
     rank: int
     world: int
 
-    def latest(self) -> AbstractPath:
+    def latest(self) -> AbstractContextManager[Path | None]:
         """Context manager that yields the directory of the newest whole checkpoint, or None."""
         ...
 
@@ -28,17 +28,13 @@ class Reporter(Protocol):
         """Record an epoch's metrics and a checkpoint. Every rank calls it equally often."""
         ...
 
+    def keep(self, metrics: Mapping[str, float], save: SaveFn) -> None:
+        """Record a checkpoint within an epoch, as `report`; `metrics` are those of the epoch before."""
+        ...
+
     def progress(self, epoch: int, step: int, steps: int, scalars: Mapping[str, float]) -> None:
         """Tell whoever watches how far this epoch is; called often, must be cheap."""
         ...
-
-
-class AbstractPath(Protocol):
-    """A context manager of a path or None."""
-
-    def __enter__(self) -> Path | None: ...
-
-    def __exit__(self, *exc: object) -> None: ...
 
 
 class LocalReporter:
@@ -58,6 +54,11 @@ class LocalReporter:
         yield whole[-1] if whole else None
 
     def report(self, metrics: Mapping[str, float], save: SaveFn) -> None:
+        """Write the checkpoint and remember the metrics."""
+        self.keep(metrics, save)
+        self.history.append(dict(metrics))
+
+    def keep(self, metrics: Mapping[str, float], save: SaveFn) -> None:
         """Write the checkpoint, then its completion mark, then drop the older ones."""
         number = 1 + max((int(p.name.split("-")[1]) for p in self.directory.glob("checkpoint-*")), default=-1)
         target = self.directory / f"checkpoint-{number:06d}"
@@ -66,7 +67,6 @@ class LocalReporter:
         (target / COMPLETE).touch()
         for old in sorted(self.directory.glob("checkpoint-*"))[:-1]:
             shutil.rmtree(old)
-        self.history.append(dict(metrics))
 
     def progress(self, epoch: int, step: int, steps: int, scalars: Mapping[str, float]) -> None:
         """Nobody watches a local run."""

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 import ray
 import torch
 from bench_kit import Figure, compare_timed, main
+from reporters import Quiet
 from tiny_run import code, encode, train
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -34,7 +34,6 @@ from hymirec.encoder.task import Stage1Task
 from hymirec.recommender.task import HybridTask
 from hymirec.training import fit
 from hymirec.training.engine import make_optimizer
-from hymirec.training.reporter import SaveFn
 from hymirec.training.schedule import learning_rate
 from ray_jobs.trainer import run_workers
 
@@ -68,19 +67,11 @@ def prepared(directory: Path) -> Path:
     return directory
 
 
-class Clock:
-    """A reporter that notes when the first and the last step ended, and keeps nothing."""
-
-    rank, world = 0, 1
+class Clock(Quiet):
+    """A reporter that notes when the first and the last step ended."""
 
     def __init__(self) -> None:
         self.first = self.last = 0.0
-
-    def latest(self) -> nullcontext[None]:
-        return nullcontext()
-
-    def report(self, metrics: Mapping[str, float], save: SaveFn) -> None:
-        pass
 
     def progress(self, epoch: int, step: int, steps: int, scalars: Mapping[str, float]) -> None:
         if step == 1:

@@ -25,10 +25,16 @@ def config(**compute: object) -> PipelineConfig:
     return PipelineConfig(compute=ComputeConfig(workers=2, cpus_per_worker=1, **compute))  # type: ignore[arg-type]
 
 
-def test_zero_2_on_two_workers_survives_a_kill_with_the_same_weights(tmp_path: Path) -> None:
+# An epoch is 8 steps, and the fourth is never begun: of the three before it either all are done again or one.
+@pytest.mark.parametrize(("checkpoint_steps", "again"), [(1000, 3), (2, 1)])
+def test_zero_2_on_two_workers_survives_a_kill_with_the_same_weights(
+    tmp_path: Path, checkpoint_steps: int, again: int
+) -> None:
     whole = train_on_ray(make_task, config(), OPTIM, tmp_path, tmp_path / "whole", "a" * 64)
-    killed = train_on_ray(make_dying_task, config(), OPTIM, tmp_path, tmp_path / "killed_run", "b" * 64)
+    settings = config(checkpoint_steps=checkpoint_steps)
+    killed = train_on_ray(make_dying_task, settings, OPTIM, tmp_path, tmp_path / "killed_run", "b" * 64)
     assert (tmp_path / "killed").exists()
+    assert (tmp_path / "steps").stat().st_size == 3 * 8 + again
     assert killed == whole
     assert whole["history"][-1]["accuracy"] > 0.85
     a = load_file(tmp_path / "whole" / "model.safetensors")

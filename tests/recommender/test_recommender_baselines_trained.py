@@ -5,8 +5,7 @@ The toy set's users walk through the items of a topic in order: after item i com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from reporters import Quiet
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from toy_run import ITEMS, TOPICS, toy_config, toy_tables
@@ -43,22 +43,6 @@ GOLDEN: dict[str, list[float]] = {
     "sasrec": [7.222, 5.5667, 4.4924, 3.71, 3.4179],
     "hstu": [14.0398, 12.5159, 10.927, 8.5403, 7.119],
 }
-
-
-class Quiet:
-    """A reporter of one worker that keeps nothing."""
-
-    rank, world = 0, 1
-
-    @contextmanager
-    def latest(self) -> Iterator[Path | None]:
-        yield None
-
-    def report(self, metrics: Mapping[str, float], save: object) -> None:
-        pass
-
-    def progress(self, epoch: int, step: int, steps: int, scalars: Mapping[str, float]) -> None:
-        pass
 
 
 def rival(kind: str, *assignments: str) -> PipelineConfig:

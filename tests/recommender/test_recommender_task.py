@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from reporters import Interrupted, Quiet
 from toy_run import ITEMS, toy_config, toy_run
 
 from hymirec.config import PipelineConfig
 from hymirec.errors import DataError
 from hymirec.recommender.hybrid import HybridModel
 from hymirec.recommender.task import HybridTask
+from hymirec.training import LocalReporter
 from hymirec.training.loop import FitResult, fit, load_weights
 
 # Losses of the first training steps on one thread, without dropout.
 GOLDEN: list[float] = [6.8347, 7.0568, 7.2927, 8.3402, 7.4527]
-
-
-class Quiet:
-    """A reporter of one worker that keeps nothing."""
-
-    rank, world = 0, 1
-
-    @contextmanager
-    def latest(self) -> Iterator[Path | None]:
-        yield None
-
-    def report(self, metrics: Mapping[str, float], save: object) -> None:
-        pass
-
-    def progress(self, epoch: int, step: int, steps: int, scalars: Mapping[str, float]) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +59,19 @@ def test_the_first_losses_are_the_golden_ones(run_dir: Path) -> None:
     finally:
         torch.set_num_threads(threads)
     assert losses[: len(GOLDEN)] == pytest.approx(GOLDEN, rel=1e-3)
+
+
+def test_training_that_died_within_an_epoch_ends_with_the_same_weights(run_dir: Path, tmp_path: Path) -> None:
+    config = toy_config("recommender.optim.epochs=2", "recommender.optim.batch_size=16", "compute.checkpoint_steps=2")
+    _, whole = trained(config, run_dir)
+    for after in (1, 2):
+        task, directory = HybridTask(config, run_dir), tmp_path / str(after)
+        settings = (config.recommender.optim, config.compute, config.seed)
+        with pytest.raises(KeyboardInterrupt):
+            fit(task, *settings, Interrupted(directory, after))
+        resumed = fit(task, *settings, LocalReporter(directory))
+        assert resumed.history == whole.history
+        assert all(torch.equal(resumed.state[name], whole.state[name]) for name in whole.state)
 
 
 def test_training_lowers_the_loss_and_equal_runs_write_equal_bytes(run_dir: Path, tmp_path: Path) -> None:

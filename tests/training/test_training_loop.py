@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from toy_task import ToyModel, ToyTask
+from reporters import Interrupted
+from toy_task import Noisy, ToyModel, ToyTask
 
 from hymirec.config import ComputeConfig, OptimConfig
 from hymirec.errors import ModelError
 from hymirec.training import LocalReporter, fit
 from hymirec.training.average import averaged
 from hymirec.training.engine import make_engine
+from hymirec.training.generators import load_random, save_random, seed_all
 from hymirec.training.loop import load_weights
 from hymirec.training.schedule import learning_rate
 
@@ -45,6 +49,43 @@ def test_a_run_that_died_after_any_epoch_ends_with_the_same_weights(
     resumed = fit(ToyTask(), optim, COMPUTE, seed=1, reporter=LocalReporter(tmp_path / "killed"))
     assert resumed.history == whole.history
     assert all(torch.equal(resumed.state[name], whole.state[name]) for name in whole.state)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize(("accumulation", "every"), [(1, 3), (2, 1)])
+@pytest.mark.parametrize("after", [1, 2, 5])
+def test_a_run_that_died_within_an_epoch_does_only_the_rest_of_it_and_ends_with_the_same_weights(
+    tmp_path: Path, ema: float, accumulation: int, every: int, after: int
+) -> None:
+    optim = OPTIM.model_copy(update={"ema": ema, "accumulation": accumulation})
+    compute = COMPUTE.model_copy(update={"checkpoint_steps": every})
+    whole = fit(Noisy(), optim, COMPUTE, seed=1, reporter=LocalReporter(tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        fit(Noisy(), optim, compute, seed=1, reporter=Interrupted(tmp_path / "killed", after))
+    # Eight micro-batches an epoch: two checkpoints within it (after 3 and 6), or three (after 2, 4 and 6).
+    within = 2 if accumulation == 1 else 3
+    done = 8 * ((after - 1) // within) + every * accumulation * (1 + (after - 1) % within)
+    steps = []
+
+    class Counting(LocalReporter):
+        def progress(self, epoch: int, step: int, steps_: int, scalars: Mapping[str, float]) -> None:
+            steps.append(8 * epoch + step)
+
+    torch.rand(3), np.random.rand(3)  # the process that goes on has drawn other numbers
+    resumed = fit(Noisy(), optim, compute, seed=1, reporter=Counting(tmp_path / "killed"))
+    assert steps == list(range(done + 1, 8 * 4 + 1))
+    assert resumed.history == whole.history
+    assert all(torch.equal(resumed.state[name], whole.state[name]) for name in whole.state)
+
+
+def test_generators_go_on_where_they_stood(tmp_path: Path) -> None:
+    np.random.normal()  # numpy draws normals in pairs and keeps the second
+    save_random(tmp_path, rank=3)
+    expected = torch.rand(5), np.random.normal(size=5)
+    seed_all(1, 2, 3)
+    load_random(tmp_path, rank=3)
+    assert torch.equal(torch.rand(5), expected[0])
+    assert np.array_equal(np.random.normal(size=5), expected[1])
 
 
 def test_the_average_of_weights_is_kept_and_does_not_move_training(tmp_path: Path) -> None:
