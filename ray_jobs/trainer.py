@@ -83,9 +83,13 @@ class RayReporter:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, int(metrics["epoch"]))
             self._board.flush()
-        self.keep(metrics, save)
+        self._hand_over(metrics, save)
 
-    def keep(self, metrics: Mapping[str, float], save: SaveFn) -> None:
+    def keep(self, save: SaveFn) -> None:
+        """A report without metrics is none of an epoch."""
+        self._hand_over({}, save)
+
+    def _hand_over(self, metrics: Mapping[str, float], save: SaveFn) -> None:
         """Every rank hands over its own files; Ray Train merges them into one checkpoint."""
         with tempfile.TemporaryDirectory() as directory:
             save(Path(directory))
@@ -213,10 +217,19 @@ class Trainer(TorchTrainer):
         return [callback for callback in callbacks if not isinstance(callback, tuple(useless))]
 
 
+class EpochsToTune(TuneReportCallback):
+    """Ray Tune hears of each epoch once, and not of the checkpoints within it."""
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """See `UserCallback.after_report`."""
+        if metrics[0]:
+            super().after_report(run_context, metrics, checkpoint)
+
+
 def _tune_callbacks() -> list[TuneReportCallback]:
-    """Inside a trial of Ray Tune, the trial reports what the workers report."""
+    """Inside a trial of Ray Tune, the trial reports what the workers report of an epoch."""
     try:
-        return [TuneReportCallback()]
+        return [EpochsToTune()]
     except RuntimeError:
         return []
 

@@ -22,7 +22,7 @@ class Quiet:
     def report(self, metrics: Mapping[str, float], save: SaveFn) -> None:
         pass
 
-    def keep(self, metrics: Mapping[str, float], save: SaveFn) -> None:
+    def keep(self, save: SaveFn) -> None:
         pass
 
     def progress(self, epoch: int, step: int, steps: int, scalars: Mapping[str, float]) -> None:
@@ -37,10 +37,10 @@ class Interrupted(LocalReporter):
         self._left = after
 
     def report(self, metrics: Mapping[str, float], save: SaveFn) -> None:
-        super().keep(metrics, save)
+        super().keep(save)
 
-    def keep(self, metrics: Mapping[str, float], save: SaveFn) -> None:
-        super().keep(metrics, save)
+    def keep(self, save: SaveFn) -> None:
+        super().keep(save)
         self._left -= 1
         if not self._left:
             raise KeyboardInterrupt

@@ -125,7 +125,7 @@ def _train_epoch(
         state.step = step + 1
         reporter.progress(epoch, state.step, steps, {"loss": scalars["loss"], "lr": lr})
         if state.step % (checkpoint_steps * optim.accumulation) == 0 and state.step < last:
-            reporter.keep(state.history[-1], save)
+            reporter.keep(save)
     return {f"train_{key}": value / state.step for key, value in state.sums.items()}
 
 

@@ -28,8 +28,8 @@ class Reporter(Protocol):
         """Record an epoch's metrics and a checkpoint. Every rank calls it equally often."""
         ...
 
-    def keep(self, metrics: Mapping[str, float], save: SaveFn) -> None:
-        """Record a checkpoint within an epoch, as `report`; `metrics` are those of the epoch before."""
+    def keep(self, save: SaveFn) -> None:
+        """Record a checkpoint within an epoch. Every rank calls it equally often."""
         ...
 
     def progress(self, epoch: int, step: int, steps: int, scalars: Mapping[str, float]) -> None:
@@ -55,10 +55,10 @@ class LocalReporter:
 
     def report(self, metrics: Mapping[str, float], save: SaveFn) -> None:
         """Write the checkpoint and remember the metrics."""
-        self.keep(metrics, save)
+        self.keep(save)
         self.history.append(dict(metrics))
 
-    def keep(self, metrics: Mapping[str, float], save: SaveFn) -> None:
+    def keep(self, save: SaveFn) -> None:
         """Write the checkpoint, then its completion mark, then drop the older ones."""
         number = 1 + max((int(p.name.split("-")[1]) for p in self.directory.glob("checkpoint-*")), default=-1)
         target = self.directory / f"checkpoint-{number:06d}"

@@ -21,11 +21,11 @@ from variant_runs import make_until_codes, tiny
 from hymirec.artifacts import read_json
 from hymirec.config import PipelineConfig, load, parse
 from hymirec.errors import ConfigError
-from ray_jobs.sweep import METRIC, SweepConfig, at, ended_early, search_id, trial_rows
+from ray_jobs.sweep import ENDED, METRIC, SweepConfig, at, ended_early, search_id, trial_rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(2400)]
-# Without a start from co-occurrence a model that learns nothing is bad.
-TINY = ("compute.max_failures=0", "recommender.item.cooccurrence=false")
+# Without a start from co-occurrence a model that learns nothing is bad. Checkpoints within epochs are no epochs.
+TINY = ("compute.max_failures=0", "compute.checkpoint_steps=1", "recommender.item.cooccurrence=false")
 OPTIM, EPOCHS = "recommender.optim", 2
 GOOD = {"lr": 0.03, "epochs": EPOCHS, "batch_size": 32}
 # It learns nothing, for hours: the sweep ends only if this trial is ended.
@@ -110,6 +110,8 @@ def test_the_planted_better_point_wins_and_becomes_a_config(sweep: Sweep, rows: 
 def test_a_trial_that_lags_is_ended_early_and_leaves_nothing_large(sweep: Sweep, rows: list[dict[str, Any]]) -> None:
     assert rows[1]["ended"] == "early"
     assert rows[1]["epochs"] < 10
+    reported = read_json(sweep.out / "trials" / rows[1]["trial"] / ENDED)["rows"]
+    assert [row["epoch"] for row in reported] == list(range(1, rows[1]["epochs"] + 1))
     assert not (sweep.out / "trials" / rows[1]["trial"] / "recommender").exists()
 
 
