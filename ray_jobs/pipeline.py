@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from hymirec.config import CLOSED_FORM_KINDS, TEXT_KINDS, EncoderConfig, OptimCo
 from hymirec.errors import ConfigError
 from ray_jobs.console import OnProgress, Screen
 from ray_jobs.prepare import prepare_step
+
+CLOCK = Path("work/seconds")
 
 
 @dataclass(frozen=True)
@@ -255,12 +258,30 @@ def make_step(spec: StepSpec, config: PipelineConfig, manifests: Mapping[str, Ma
 def run_step(spec: StepSpec, work: Work) -> Manifest:
     """Run one step, from its beginning or from where it was killed, whatever stands in its directory."""
     start = time.monotonic()
-    work.step.begin()
+    before = _earlier_starts(work.step.begin())
     info = spec.run(work)
     timing = work.step.dir / TIMING
     told = read_json(timing) if timing.is_file() else {}
-    write_json(timing, told | {"seconds": round(time.monotonic() - start, 1)})
+    write_json(timing, told | {"seconds": round(before + time.monotonic() - start, 1)})
     return work.step.commit(info)
+
+
+def _earlier_starts(directory: Path) -> float:
+    """Seconds that earlier starts of this unfinished step took, each until the last file that it wrote.
+
+    A file that is written at each start keeps them; its own time is when that start began.
+    """
+    clock = directory / CLOCK
+    seconds = 0.0
+    if clock.is_file():
+        began = last = clock.stat().st_mtime
+        for path in directory.rglob("*"):
+            # A worker of the killed start may still be writing, and removing what it wrote.
+            with suppress(FileNotFoundError):
+                last = max(last, path.stat().st_mtime)
+        seconds = float(clock.read_text()) + last - began
+    write_atomic(clock, str(seconds).encode())
+    return seconds
 
 
 def _plain(value: Any) -> Any:
