@@ -51,8 +51,9 @@ def choose_bonus(
     none: Option,
     options: Sequence[Option],
     bonus: Callable[[Option, NDArray[np.int64]], NDArray[np.float32]],
+    errors: float = 1.0,
 ) -> Chosen[Option]:
-    """The best of `options`, or `none`: a gain that is not above its own standard error is none.
+    """The best of `options`, or `none`: a gain that is not above so many of its own standard errors is none.
 
     `bonus(option, users)` gives what it adds to the validation scores of users (B,), as (B, N), beside what the model
     adds already. Ties of scores count for the target here; the evaluation's ranks are exact.
@@ -65,7 +66,7 @@ def choose_bonus(
     best = max(means, key=lambda option: means[option])
     difference = np.array(gains[best]) - np.array(gains[none])
     error = float(difference.std() / np.sqrt(len(difference))) if len(difference) else 0.0
-    if means[best] - means[none] <= error:
+    if means[best] - means[none] <= errors * error:
         best = none
     return Chosen(best, means[best], means[none], error)
 

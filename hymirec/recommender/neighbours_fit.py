@@ -21,12 +21,15 @@ class _Option(NamedTuple):
 
 
 NONE = _Option(0.0, 0.8)
+# Any gain is taken. The model's own validation is flattered, since its training was stopped by it: on small sets a
+# gain below its standard error there was two or three times as much on test (docs/lab-log.md).
+ERRORS = 0.0
 
 
 def fit_neighbours(
     model: Recommender, sequences: Sequences, config: NeighboursConfig, evaluation: EvaluationConfig
 ) -> tuple[Neighbours, dict[str, Any]]:
-    """The best bonus of the config's grid, or none (see `choose_bonus`); and how it was chosen, for JSON."""
+    """The best bonus of the config's grid, or none if each loses; and how it was chosen, for JSON."""
     size = len(model.item_vectors())
     options = [_Option(weight, keep) for keep in config.keep for weight in config.weights]
     table_NN = similarity(sequences, size, config.most) if options else None
@@ -40,7 +43,7 @@ def fit_neighbours(
         found: NDArray[np.float32] = np.float32(option.weight) * shared["log_BN"]
         return found
 
-    chosen = choose_bonus(model, sequences, evaluation, NONE, options, bonus)
+    chosen = choose_bonus(model, sequences, evaluation, NONE, options, bonus, ERRORS)
     about = chosen.report()
     if chosen.option == NONE:
         return Neighbours(), about

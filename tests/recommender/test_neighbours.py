@@ -8,12 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import scipy.sparse as sp
+import torch
 from indifferent import Indifferent
 
 from hymirec.catalog.prepared import Sequences
 from hymirec.config import EvaluationConfig, NeighboursConfig, PipelineConfig, parse
 from hymirec.errors import ConfigError
 from hymirec.evaluation.evaluate import evaluate_model
+from hymirec.recommender.contract import Recommender
 from hymirec.recommender.neighbours import (
     BACKWARD,
     REACH,
@@ -78,17 +80,16 @@ def test_what_is_older_than_the_reach_is_not_read() -> None:
     assert own.bonus([old[:-1]]).toarray()[0, 1] > 0
 
 
-def walks(users: int, follow: bool) -> Sequences:
-    """After item i comes i + 7, or any item."""
+def walks(users: int) -> Sequences:
+    """After item i comes i + 7."""
     rng = np.random.default_rng(1)
     starts, steps = rng.integers(0, ITEMS, users), np.arange(8)
-    found = (starts[:, None] + 7 * steps) % ITEMS if follow else rng.integers(0, ITEMS, (users, 8))
-    return sequences_of(found.tolist())
+    return sequences_of(((starts[:, None] + 7 * steps) % ITEMS).tolist())
 
 
 def test_neighbours_are_found_where_items_follow_each_other(tmp_path: Path) -> None:
     """And survive the disk, and items added at the end."""
-    sequences, model, evaluation = walks(150, True), Indifferent(ITEMS), EvaluationConfig(mask_history=False)
+    sequences, model, evaluation = walks(150), Indifferent(ITEMS), EvaluationConfig(mask_history=False)
     before = evaluate_model(model, sequences, "test", evaluation)
     model.neighbours, about = fit_neighbours(model, sequences, NeighboursConfig(), evaluation)
     assert model.neighbours.weight > 0
@@ -108,11 +109,20 @@ def test_neighbours_are_found_where_items_follow_each_other(tmp_path: Path) -> N
     assert not longer[2].any()
 
 
-@pytest.mark.parametrize("weights", [NeighboursConfig().weights, ()])
-def test_no_bonus_where_nothing_follows(weights: tuple[float, ...], tmp_path: Path) -> None:
-    """A gain within its own error is no gain; without weights nothing is tried."""
+class Knowing(Indifferent):
+    """Answers with the item 7 after the last one."""
+
+    def answer(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        last = batch["items"].gather(1, batch["mask"].sum(dim=1, keepdim=True) - 1).squeeze(1)
+        return self.item_vectors()[(last + 7) % ITEMS][:, None]
+
+
+@pytest.mark.parametrize(("model", "weights"), [(Knowing(ITEMS), NeighboursConfig().weights), (Indifferent(ITEMS), ())])
+def test_no_bonus_where_nothing_is_to_gain(model: Recommender, weights: tuple[float, ...], tmp_path: Path) -> None:
+    """Since the model knows, or since nothing is tried."""
     config = NeighboursConfig(weights=weights)
-    found, about = fit_neighbours(Indifferent(ITEMS), walks(150, False), config, EvaluationConfig())
+    found, about = fit_neighbours(model, walks(150), config, EvaluationConfig(mask_history=False))
+    assert about["validation_ndcg@10"] == about["validation_ndcg@10_without"] == (1.0 if weights else 0.0)
     assert found == Neighbours()
     save_neighbours(tmp_path, about, found)
     assert open_neighbours(tmp_path) == Neighbours()
