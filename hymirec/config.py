@@ -280,7 +280,7 @@ class TrendConfig(Config):
 
 
 class NeighboursConfig(Config):
-    """What stood beside a history's last items in training, as a bonus on scores; chosen like the trend, after it."""
+    """What stood beside a history's last items in training: a bonus on scores, chosen on validation after the trend."""
 
     weights: tuple[float, ...] = Field(
         (0.01, 0.02, 0.04, 0.08, 0.12, 0.16, 0.24),
