@@ -109,6 +109,14 @@ def test_neighbours_are_found_where_items_follow_each_other(tmp_path: Path) -> N
     assert not longer[2].any()
 
 
+def test_a_gain_within_its_error_is_taken() -> None:
+    """The trend's guard (see `choose_bonus`) would refuse this one."""
+    anything = sequences_of(np.random.default_rng(11).integers(0, ITEMS, (150, 8)).tolist())
+    found, about = fit_neighbours(Indifferent(ITEMS), anything, NeighboursConfig(), EvaluationConfig())
+    assert 0 < about["validation_ndcg@10"] - about["validation_ndcg@10_without"] < about["standard_error"]
+    assert found.weight > 0
+
+
 class Knowing(Indifferent):
     """Answers with the item 7 after the last one."""
 
