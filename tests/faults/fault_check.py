@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+
+from fault_patience import LONGEST_STEP_SECONDS, until
 
 from hymirec.config import HistoryConfig
 from hymirec.errors import EventError
@@ -39,10 +40,12 @@ def read_on(source: EventSource, have: list[Message], partition: int, end: int) 
     for waiting in source.assigned():
         source.pause(waiting)
     source.seek(partition, len(have))
-    deadline = time.monotonic() + READ_SECONDS
-    while len(have) < end:
-        have += source.poll(0.2, 10_000)
-        assert time.monotonic() < deadline, f"partition {partition} was not read to {end} in {READ_SECONDS:.0f} s"
+
+    def read() -> bool:
+        have.extend(source.poll(LONGEST_STEP_SECONDS, 10_000))
+        return len(have) >= end
+
+    assert until(read, READ_SECONDS), f"partition {partition} was not read to {end} in {READ_SECONDS:.0f} s"
 
 
 def place(messages: Iterable[Message], topic_id: str) -> tuple[list[Placed], list[Letter]]:

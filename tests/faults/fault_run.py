@@ -6,6 +6,7 @@ back;  each message that cannot be used is one dead letter.  At the end the writ
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import time
@@ -13,6 +14,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
 from fault_check import (
@@ -25,9 +27,10 @@ from fault_check import (
     read_on,
     topic_letters,
 )
+from fault_patience import until
 from fault_points import Plan, draw
 from fault_stream import messages
-from fault_writer import PROCESSES, produce, write
+from fault_writer import PROCESSES, STACKS_SIGNAL, produce, write
 from services import RedisServer
 from stream_logs import LogUnderTest
 
@@ -39,6 +42,7 @@ from hymirec.streaming.replay import replay
 
 PATIENCE_SECONDS = 30.0
 START_SECONDS = 10.0
+STACKS_SECONDS = 1.0
 MAX_PARTITIONS = 16
 
 
@@ -128,7 +132,7 @@ class CrashRun:
         if not plan.place:
             time.sleep(plan.delay or 0)
         else:
-            self._until(lambda: self._there(writer) or self._caught_up(), PATIENCE_SECONDS)
+            until(lambda: self._there(writer) or self._caught_up(), PATIENCE_SECONDS)
             if plan.delay is not None:
                 time.sleep(plan.delay)
         self._kill(writer, plan.name)
@@ -140,19 +144,32 @@ class CrashRun:
         while True:
             mine, theirs = PROCESSES.Pipe()
             begun = PROCESSES.RawArray("b", 1)
-            messages = str(self._log._path / "writer.log")
+            messages = str(self._messages())
             arguments = (self._log.config, self._history, plan, self._bug, self._published, theirs, messages, begun)
             process = PROCESSES.Process(target=write, args=(*arguments, control), daemon=True)
             process.start()
             theirs.close()
-            # On a busy machine a few children in a thousand hung before their first line (probably for a thread of
-            # Arrow's allocator in the fork server); such a child is no writer yet. It may only be a busier machine.
-            if plan.any_time or self._until(lambda: bool(begun[0]), patience):  # noqa: B023
+            # A child that hangs before its first line is no writer yet. It may only be a busier machine.
+            if plan.any_time or until(lambda: bool(begun[0]), patience):  # noqa: B023
                 return _Writer(process, mine)
             process.kill()
             process.join()
             mine.close()
             patience += START_SECONDS
+
+    def _messages(self) -> Path:
+        """Where writers say what they log, and their stacks."""
+        return self._log._path / "writer.log"
+
+    def _stacks(self, writer: _Writer) -> str:
+        """What the writer's threads are doing, for someone who was not there."""
+        before = self._messages().stat().st_size if self._messages().exists() else 0
+        if writer.process.is_alive():
+            os.kill(writer.process.pid, STACKS_SIGNAL)
+            time.sleep(STACKS_SECONDS)
+        with self._messages().open("rb") as f:
+            f.seek(before)
+            return f.read().decode(errors="replace") or "the writer says nothing of its threads"
 
     def _kill(self, writer: _Writer, name: str) -> None:
         writer.process.kill()
@@ -195,14 +212,6 @@ class CrashRun:
         except (EOFError, ConnectionResetError):
             return True
         return False
-
-    def _until(self, condition: Any, seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.005)
-        return True
 
     def _look(self, when: str, final: bool = False) -> None:
         """Compare the store with the log up to the stored positions."""
@@ -261,10 +270,11 @@ class CrashRun:
 
     def _come_to_the_end(self, name: str) -> None:
         writer = self._start(Plan())
-        self._until(lambda: self._there(writer) or self._caught_up(), PATIENCE_SECONDS)
+        until(lambda: self._there(writer) or self._caught_up(), PATIENCE_SECONDS)
         if not self._caught_up():
             self.report.faults["stuck"] += 1
-            self.report.notes.append(f"{name}: stuck at {list(self._published)} of {self._ends}; {writer.problems}")
+            stuck = f"{name}: stuck at {list(self._published)} of {self._ends}; {writer.problems}"
+            self.report.notes.append(f"{stuck}\n{self._stacks(writer)}")
         self._kill(writer, "caught up")
 
     def _recreate(self) -> None:
@@ -287,7 +297,7 @@ class CrashRun:
         def told() -> bool:
             return set(map(str, old)) <= set(writer.problems)
 
-        self._until(lambda: self._there(writer) or told() or any(self._published), PATIENCE_SECONDS / 2)
+        until(lambda: self._there(writer) or told() or any(self._published), PATIENCE_SECONDS / 2)
         self._kill(writer, "topic created again")
         if not told() or any(self._published):
             self.report.faults["not told"] += 1
@@ -303,17 +313,17 @@ class CrashRun:
         server = self._redis
         assert server is not None
         writer = self._start(Plan())
-        self._until(self._caught_up, PATIENCE_SECONDS)
+        until(self._caught_up, PATIENCE_SECONDS)
         saved = server.data.with_name(f"{server.data.name}-saved")
         shutil.copytree(server.data, saved)
         self._send(60)
-        self._until(self._caught_up, PATIENCE_SECONDS)
+        until(self._caught_up, PATIENCE_SECONDS)
         server.kill()
         shutil.rmtree(server.data)
         saved.rename(server.data)
         server.start()
         self._send(60)
-        self._until(self._caught_up, PATIENCE_SECONDS)
+        until(self._caught_up, PATIENCE_SECONDS)
         self._kill(writer, "Redis lost writes")
         self._look("after Redis lost writes")
 

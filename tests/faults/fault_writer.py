@@ -1,12 +1,16 @@
 """The processes that a crash run starts: a writer, to be killed, and a producer.
 
-They come from a fork server that has the library loaded, so that a process costs milliseconds and no thread is forked.
+They come from a fork server that has the library loaded, so that a process costs milliseconds and no thread is forked:
+that of Arrow's allocator is switched off there, since a few children in a thousand hung on a busy machine.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import multiprocessing
+import os
+import signal
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -19,11 +23,14 @@ from hymirec.config import HistoryConfig, StreamConfig
 from hymirec.history import open_store
 from hymirec.streaming import HistoryConsumer, open_log
 
+os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     ["__main__", *(f"hymirec.{name}" for name in ("history.rocksdb", "history.redis", "streaming.filelog"))]
 )
 TOPIC_CHECK_SECONDS = 0.1
+# On this a writer adds the stacks of its threads to its messages.
+STACKS_SIGNAL = signal.SIGUSR1
 
 
 def write(
@@ -42,6 +49,7 @@ def write(
     With `control` it is a member of the group: `control[0]` is where it is to fall asleep (see `STOPS`), `control[1]`
     how many partitions it has.
     """
+    faulthandler.register(STACKS_SIGNAL, file=open(messages, "a"), all_threads=True)  # noqa: SIM115 - until killed
     begun[0] = 1
     logging.basicConfig(filename=messages, level=logging.WARNING)
     if bug is not None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fault_bugs import BUGS
+from fault_patience import until
+from fault_points import Plan
 from fault_run import CrashRun, Report
+from fault_writer import PROCESSES
 from services import KafkaBroker, RedisServer
 from stream_logs import LogUnderTest
 
@@ -95,3 +102,47 @@ def test_the_harness_finds_a_planted_bug(tmp_path: Path, bug: str, request: pyte
     plan = BUGS[bug]
     report = crash_run(tmp_path, 1, kills=40, store=plan.store, bug=bug, redis_server=server, waiting=plan.waiting)
     assert set(report.faults) - {"stuck"}, "not found"
+
+
+def count_threads(threads: Any) -> None:
+    threads[0] = len(os.listdir(f"/proc/{os.getppid()}/task"))
+
+
+def test_no_thread_of_the_fork_server_is_forked() -> None:
+    threads = PROCESSES.RawArray("i", 1)
+    process = PROCESSES.Process(target=count_threads, args=(threads,))
+    process.start()
+    process.join()
+    assert threads[0] == 1
+
+
+def wait_a_second(flag: Any, begun: Any) -> None:
+    begun[0] = 1
+    raise SystemExit(0 if until(lambda: bool(flag[0]), 1.0) else 1)
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_time_in_which_the_harness_stood_still_is_not_waited(comes: bool) -> None:
+    flag, begun = PROCESSES.RawArray("b", 1), PROCESSES.RawArray("b", 1)
+    process = PROCESSES.Process(target=wait_a_second, args=(flag, begun))
+    process.start()
+    assert until(lambda: bool(begun[0]), 60.0)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(1.5)
+    os.kill(process.pid, signal.SIGCONT)
+    time.sleep(0.2)
+    flag[0] = comes
+    process.join()
+    assert process.exitcode == (0 if comes else 1)
+
+
+def test_a_stuck_writer_tells_what_its_threads_do(tmp_path: Path) -> None:
+    log = LogUnderTest("file", tmp_path, None, partitions=1)
+    run = CrashRun(log, HistoryConfig(store="rocksdb", path=str(tmp_path / "store")), seed=1)
+    writer = run._start(Plan())
+    try:
+        assert until(lambda: "_round" in run._stacks(writer), 30.0)
+    finally:
+        run._kill(writer, "any time")
+        run._close()
