@@ -166,6 +166,9 @@ class DeepSpeedEngine:
         self.device = device
         self._deepspeed = deepspeed
         self._stage = effective_stage(compute, dist.get_world_size())
+        # With nothing to share out, nobody to add gradients with, and no master weights.
+        self._alone = self._stage == 0 and dist.get_world_size() == 1 and not compute.bf16
+        self._clip = optim.clip_norm
         self._engine, self._optimizer, *_ = deepspeed.initialize(
             model=model.to(device),
             optimizer=make_optimizer(model, optim),
@@ -175,13 +178,16 @@ class DeepSpeedEngine:
                     1, optim.batch_size // (dist.get_world_size() * optim.accumulation)
                 ),
                 "gradient_accumulation_steps": optim.accumulation,
-                "gradient_clipping": optim.clip_norm,
+                "gradient_clipping": 0.0 if self._alone else optim.clip_norm,
                 "zero_optimization": {"stage": self._stage},
                 "zero_allow_untested_optimizer": True,
                 "bf16": {"enabled": compute.bf16},
                 "steps_per_print": 10**9,
             },
         )
+        if self._alone:
+            # That, and a norm parameter by parameter, were 3 % of a step on a CPU.
+            self._engine.enable_backward_allreduce = False
 
     @property
     def module(self) -> nn.Module:
@@ -193,6 +199,8 @@ class DeepSpeedEngine:
         """See `Engine.step`; DeepSpeed counts the micro-batches itself."""
         _set_lr(self._optimizer.param_groups, lr)
         self._engine.backward(loss)
+        if self._alone and update:
+            nn.utils.clip_grad_norm_([p for p in self._engine.module.parameters() if p.requires_grad], self._clip)
         self._engine.step()
 
     def gathered(self) -> AbstractContextManager[Any]:

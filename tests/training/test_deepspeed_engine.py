@@ -42,6 +42,18 @@ def test_one_worker_gets_the_weights_of_zero_2(tmp_path: Path, monkeypatch: pyte
     assert not any(torch.equal(zero[name], initial[name]) for name in two)
 
 
+def test_one_worker_clips_the_gathered_gradients(tmp_path: Path) -> None:
+    def clipped(engine: str, norm: float) -> dict[str, torch.Tensor]:
+        # To less than Adam's epsilon: a longer norm changes nothing of its steps.
+        optim, compute = OPTIM.model_copy(update={"clip_norm": norm}), ComputeConfig.model_validate({"engine": engine})
+        return fit(ToyTask(), optim, compute, 1, LocalReporter(tmp_path / f"{engine}{norm}")).state
+
+    expected, found, free = clipped("torch", 1e-9), clipped("deepspeed", 1e-9), clipped("deepspeed", 1.0)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6)
+    assert any(not torch.allclose(found[name], free[name], atol=1e-2) for name in free)
+
+
 @pytest.mark.parametrize(
     ("stage", "world", "bf16", "run"), [(1, 1, False, 0), (2, 2, False, 2), (3, 1, False, 3), (2, 1, True, 2)]
 )
