@@ -89,6 +89,7 @@ class SweepConfig(Config):
     run_dir: str | None = Field(None, description="where everything is written; none given: runs/NAME")
     space: dict[str, Domain] = Field(min_length=1, description="dotted key of the pipeline config: its values")
     trials: int = Field(20, ge=1, description="points that are drawn")
+    base_first: bool = Field(False, description="the first of the points is the base's own")
     seed: int = Field(17, ge=0, description="of the points; the runs have the base's seed")
     grace_epochs: int = Field(1, ge=1, description="no trial is ended before this many epochs")
     reduction: float = Field(3.0, gt=1, description="at each rung the best 1/reduction of the trials go on")
@@ -123,6 +124,24 @@ class SharedSteps:
     async def bring(self, config: PipelineConfig) -> dict[str, Manifest]:
         """Bring a run up to what its training reads."""
         return await self._pool.bring(config, steps_until(config, trained_step(config))[-2].name)
+
+
+def base_point(settings: SweepConfig, base: PipelineConfig) -> Point:
+    """Where the base itself is in the space."""
+
+    def value(key: str) -> Any:
+        found: Any = base.model_dump(mode="json")
+        for part in key.split("."):
+            found = found[part]
+        return found
+
+    return {key: value(key) for key in settings.space}
+
+
+def points(settings: SweepConfig, base: PipelineConfig, at_once: int) -> BasicVariantGenerator:
+    """What draws the points; equal settings draw equal ones."""
+    first = [dict(base_point(settings, base))] if settings.base_first else None
+    return BasicVariantGenerator(points_to_evaluate=first, max_concurrent=at_once, random_state=settings.seed)
 
 
 def trial_name(base: PipelineConfig, point: Point) -> str:
@@ -194,7 +213,7 @@ def search_id(settings: SweepConfig, base: PipelineConfig) -> str:
 
 
 def make_tuner(settings: SweepConfig, base: PipelineConfig, steps: ActorHandle, at_once: int) -> tune.Tuner:
-    """The search. Equal settings draw equal points."""
+    """The search."""
     root = settings.directory
     shutil.rmtree(root / TUNE, ignore_errors=True)
     told = {"base": base, "root": root / "trials", "search": search_id(settings, base), "steps": steps}
@@ -212,7 +231,7 @@ def make_tuner(settings: SweepConfig, base: PipelineConfig, steps: ActorHandle, 
             mode="max",
             num_samples=settings.trials,
             scheduler=scheduler,
-            search_alg=BasicVariantGenerator(max_concurrent=at_once, random_state=settings.seed),
+            search_alg=points(settings, base, at_once),
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(name=TUNE, storage_path=str(root), verbose=0, callbacks=[Told(base)]),

@@ -21,7 +21,7 @@ from variant_runs import make_until_codes, tiny
 from hymirec.artifacts import read_json
 from hymirec.config import PipelineConfig, load, parse
 from hymirec.errors import ConfigError
-from ray_jobs.sweep import ENDED, METRIC, SweepConfig, at, ended_early, search_id, trial_rows
+from ray_jobs.sweep import ENDED, METRIC, SweepConfig, at, ended_early, points, search_id, trial_rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(2400)]
 # Without a start from co-occurrence a model that learns nothing is bad. Checkpoints within epochs are no epochs.
@@ -142,6 +142,27 @@ def test_steps_before_the_recommender_are_not_made_again(sweep: Sweep, rows: lis
             assert (sweep.out / "trials" / row["trial"] / name).samefile(sweep.directory / "before" / name)
 
 
+def test_the_first_point_is_the_base_itself_where_that_is_asked_for(ray_cluster: None, tmp_path: Path) -> None:
+    space = {"recommender.optim.lr": {"loguniform": [1e-4, 1e-2]}, "recommender.llm.layers": {"choice": [2, 3]}}
+    base = parse(PipelineConfig, {"name": "base", "recommender": {"optim": {"lr": 0.003}, "llm": {"layers": 1}}})
+
+    def drawn(base_first: bool) -> list[dict[str, Any]]:
+        settings = parse(SweepConfig, {"name": "x", "space": space, "trials": 3, "base_first": base_first})
+        tuner = tune.Tuner(
+            lambda point: {METRIC: 0.0},
+            param_space={key: domain.for_tune for key, domain in settings.space.items()},
+            tune_config=tune.TuneConfig(num_samples=settings.trials, search_alg=points(settings, base, at_once=1)),
+            run_config=tune.RunConfig(name=str(base_first), storage_path=str(tmp_path), verbose=0),
+        )
+        return [dict(result.config or {}) for result in tuner.fit()]
+
+    assert [point["recommender.llm.layers"] in (2, 3) for point in drawn(False)] == [True] * 3
+    first, *others = drawn(True)
+    assert first == {"recommender.optim.lr": 0.003, "recommender.llm.layers": 1}
+    assert [point["recommender.llm.layers"] in (2, 3) for point in others] == [True] * 2
+    assert len({point["recommender.optim.lr"] for point in others}) == 2
+
+
 def test_only_what_the_scheduler_ended_is_not_trained_again(tmp_path: Path) -> None:
     base = tiny(tmp_path / "base")
     settings = parse(SweepConfig, {"name": "x", "run_dir": str(tmp_path), "space": {OPTIM: {"grid": [GOOD, BAD]}}})
@@ -187,7 +208,11 @@ def test_a_key_that_no_config_has_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("space", "config"),
-    [("online-retail", "demo"), *(("rivals", f"online-retail/{name}") for name in ("gru4rec", "sasrec", "hstu"))],
+    [
+        ("online-retail", "demo"),
+        *(("rivals", f"online-retail/{name}") for name in ("gru4rec", "sasrec", "hstu")),
+        *(("rivals-movielens-1m", f"movielens-1m/{name}") for name in ("hllm", "sasrec", "hstu")),
+    ],
 )
 def test_a_shipped_space_is_one_of_its_config(space: str, config: str) -> None:
     configs = ROOT / "ray_jobs" / "configs"
