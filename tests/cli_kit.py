@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import Result
+from patience import happens
 from typer.testing import CliRunner
 
 from hymirec.catalog.events import Event
@@ -91,8 +91,5 @@ def small_shop(home: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
 
 
 def wait(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not done():
-        if time.monotonic() > deadline:
-            raise SourceUnavailableError("the consumer did not catch up")
-        time.sleep(0.02)
+    if not happens(done):
+        raise SourceUnavailableError("the consumer did not catch up")

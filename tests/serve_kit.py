@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import psutil
 import ray
-from service_kit import until
+from patience import until
 
 from hymirec.config import ServiceConfig
 from serve_apps.local import run_local, stop_local

@@ -6,13 +6,13 @@ import asyncio
 import functools
 import shutil
 import threading
-import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 import uvicorn
+from patience import until
 from tiny_run import build_tiny_run
 
 from hymirec.artifacts import write_manifest
@@ -57,15 +57,6 @@ def event(number: int, user: str, item: str, ts: int | None = None) -> dict[str,
     """An event as clients send it."""
     at = BASE_TS + number if ts is None else ts
     return {"event_id": f"{user}-{number}", "user_id": user, "item_id": item, "ts": at, "action": "click"}
-
-
-def until(what: Callable[[], T], seconds: float = 30.0) -> T:
-    """The first true value of `what()`; fails after `seconds`."""
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, f"did not happen within {seconds} s"
-        time.sleep(0.02)
-    return found
 
 
 class Recorder:

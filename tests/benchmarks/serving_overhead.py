@@ -25,7 +25,8 @@ import faiss
 import numpy as np
 import torch
 from bench_kit import Figure, compare_timed, main
-from service_kit import BASE_TS, LocalService, Recorder, event, service_config, until
+from patience import until
+from service_kit import BASE_TS, LocalService, Recorder, event, service_config
 from serving_bundle import HISTORY, serving_bundle
 
 from hymirec import HyMiRec

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from fault_patience import LONGEST_STEP_SECONDS, until
+from patience import happens
 
 from hymirec.config import HistoryConfig
 from hymirec.errors import EventError
@@ -42,10 +42,10 @@ def read_on(source: EventSource, have: list[Message], partition: int, end: int) 
     source.seek(partition, len(have))
 
     def read() -> bool:
-        have.extend(source.poll(LONGEST_STEP_SECONDS, 10_000))
+        have.extend(source.poll(0.2, 10_000))
         return len(have) >= end
 
-    assert until(read, READ_SECONDS), f"partition {partition} was not read to {end} in {READ_SECONDS:.0f} s"
+    assert happens(read, READ_SECONDS), f"partition {partition} was not read to {end} in {READ_SECONDS:.0f} s"
 
 
 def place(messages: Iterable[Message], topic_id: str) -> tuple[list[Placed], list[Letter]]:

@@ -27,10 +27,10 @@ from fault_check import (
     read_on,
     topic_letters,
 )
-from fault_patience import until
 from fault_points import Plan, draw
 from fault_stream import messages
 from fault_writer import PROCESSES, STACKS_SIGNAL, produce, write
+from patience import happens
 from services import RedisServer
 from stream_logs import LogUnderTest
 
@@ -42,6 +42,7 @@ from hymirec.streaming.replay import replay
 
 PATIENCE_SECONDS = 30.0
 START_SECONDS = 10.0
+STEP_SECONDS = 0.005
 STACKS_SECONDS = 1.0
 MAX_PARTITIONS = 16
 
@@ -132,7 +133,7 @@ class CrashRun:
         if not plan.place:
             time.sleep(plan.delay or 0)
         else:
-            until(lambda: self._there(writer) or self._caught_up(), PATIENCE_SECONDS)
+            happens(lambda: self._there(writer) or self._caught_up(), PATIENCE_SECONDS, STEP_SECONDS)
             if plan.delay is not None:
                 time.sleep(plan.delay)
         self._kill(writer, plan.name)
@@ -150,7 +151,7 @@ class CrashRun:
             process.start()
             theirs.close()
             # A child that hangs before its first line is no writer yet. It may only be a busier machine.
-            if plan.any_time or until(lambda: bool(begun[0]), patience):  # noqa: B023
+            if plan.any_time or happens(lambda: bool(begun[0]), patience, STEP_SECONDS):  # noqa: B023
                 return _Writer(process, mine)
             process.kill()
             process.join()
@@ -270,7 +271,7 @@ class CrashRun:
 
     def _come_to_the_end(self, name: str) -> None:
         writer = self._start(Plan())
-        until(lambda: self._there(writer) or self._caught_up(), PATIENCE_SECONDS)
+        happens(lambda: self._there(writer) or self._caught_up(), PATIENCE_SECONDS, STEP_SECONDS)
         if not self._caught_up():
             self.report.faults["stuck"] += 1
             stuck = f"{name}: stuck at {list(self._published)} of {self._ends}; {writer.problems}"
@@ -297,7 +298,7 @@ class CrashRun:
         def told() -> bool:
             return set(map(str, old)) <= set(writer.problems)
 
-        until(lambda: self._there(writer) or told() or any(self._published), PATIENCE_SECONDS / 2)
+        happens(lambda: self._there(writer) or told() or any(self._published), PATIENCE_SECONDS / 2, STEP_SECONDS)
         self._kill(writer, "topic created again")
         if not told() or any(self._published):
             self.report.faults["not told"] += 1
@@ -313,17 +314,17 @@ class CrashRun:
         server = self._redis
         assert server is not None
         writer = self._start(Plan())
-        until(self._caught_up, PATIENCE_SECONDS)
+        happens(self._caught_up, PATIENCE_SECONDS, STEP_SECONDS)
         saved = server.data.with_name(f"{server.data.name}-saved")
         shutil.copytree(server.data, saved)
         self._send(60)
-        until(self._caught_up, PATIENCE_SECONDS)
+        happens(self._caught_up, PATIENCE_SECONDS, STEP_SECONDS)
         server.kill()
         shutil.rmtree(server.data)
         saved.rename(server.data)
         server.start()
         self._send(60)
-        until(self._caught_up, PATIENCE_SECONDS)
+        happens(self._caught_up, PATIENCE_SECONDS, STEP_SECONDS)
         self._kill(writer, "Redis lost writes")
         self._look("after Redis lost writes")
 

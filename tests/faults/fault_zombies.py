@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fault_patience import until
 from fault_points import STOPS, Plan
 from fault_run import PATIENCE_SECONDS, CrashRun, Report, _Writer
 from fault_writer import PROCESSES
+from patience import happens
 
 from hymirec.streaming.source import EventSource
 
@@ -43,7 +43,7 @@ class ZombieRun(CrashRun):
             self._catch_up("the first letters")
             controls[0][0] = STOPS.index("after letter")
             self._send(60, poison=True)
-            if not until(lambda: _stopped(writers[0].process.pid), PATIENCE_SECONDS):
+            if not happens(lambda: _stopped(writers[0].process.pid), PATIENCE_SECONDS):
                 self._fault("stuck", "no letter was written")
             self._kill(writers[0], "after letter")
             self._wait_for_producer()
@@ -70,7 +70,7 @@ class ZombieRun(CrashRun):
         def both() -> bool:
             return all(c[1] for c in controls) and sum(c[1] for c in controls) == PARTITIONS
 
-        if not until(both, 2 * PATIENCE_SECONDS):
+        if not happens(both, 2 * PATIENCE_SECONDS):
             self._fault("stuck", f"the group did not settle: {[list(c) for c in controls]}")
 
     def _sleep(self, writers: list[_Writer], controls: list[Any]) -> None:
@@ -80,7 +80,7 @@ class ZombieRun(CrashRun):
         assert pid is not None
         controls[chosen][0] = place
         self._send(60)
-        if place == 0 or not until(lambda: _stopped(pid), 3.0):
+        if place == 0 or not happens(lambda: _stopped(pid), 3.0):
             os.kill(pid, signal.SIGSTOP)
         controls[chosen][0] = 0
         self._wait_for_producer()
@@ -88,7 +88,7 @@ class ZombieRun(CrashRun):
         self._send(60)
         # To the end of partitions, the sleeper's included.
         self._catch_up(f"asleep {STOPS[place] or 'at any time'}")
-        until(lambda: time.monotonic() > begun + SESSION_SECONDS * 1.2, PATIENCE_SECONDS)
+        happens(lambda: time.monotonic() > begun + SESSION_SECONDS * 1.2, PATIENCE_SECONDS)
         os.kill(pid, signal.SIGCONT)
         self.report.kills[f"asleep {STOPS[place] or 'at any time'}"] += 1
         self._send(30)
@@ -100,7 +100,7 @@ class ZombieRun(CrashRun):
         member = self._log.open().source(group=True)
         try:
             self._send(30)
-            if not until(lambda: _joined(member), PATIENCE_SECONDS):
+            if not happens(lambda: _joined(member), PATIENCE_SECONDS):
                 self._fault("stuck", "a third member was assigned nothing")
         finally:
             member.close()
@@ -109,7 +109,7 @@ class ZombieRun(CrashRun):
         self.report.kills["rebalance"] += 2
 
     def _catch_up(self, when: str) -> None:
-        if not until(self._caught_up, 2 * PATIENCE_SECONDS):
+        if not happens(self._caught_up, 2 * PATIENCE_SECONDS):
             self._fault("stuck", f"{when}: {list(self._published)[:PARTITIONS]} of {self._ends}")
 
     def _fault(self, kind: str, note: str) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 from fault_part import Part
+from patience import until
 from ray import serve
 from serve_kit import Application
-from service_kit import until
 from serving_kit import Loading, Poster, histories, item_ids, judged, running, traffic
 
 from hymirec.load import LoadPlan, Samples

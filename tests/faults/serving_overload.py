@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 from fault_part import Part
+from patience import until
 from serve_kit import Application
-from service_kit import until
 from serving_kit import histories, item_ids, running, traffic
 from tiny_run import build_run, tiny_config
 

@@ -7,9 +7,10 @@ from collections import Counter
 from pathlib import Path
 
 from fault_part import Part
+from patience import until
 from ray import serve
 from serve_kit import Application
-from service_kit import BASE_TS, until
+from service_kit import BASE_TS
 from serving_kit import item_ids, running
 
 from hymirec.catalog.events import Event

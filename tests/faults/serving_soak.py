@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from fault_part import Part
-from service_kit import until
+from patience import until
 from serving_kit import Loading, histories, item_ids, judged, running, traffic
 
 from hymirec.load import LoadPlan

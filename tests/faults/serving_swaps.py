@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 from fault_part import Part
+from patience import until
 from serve_kit import Application, Reply
-from service_kit import until
 from serving_kit import NOW, Loading, Poster, histories, item_ids, judged, running, traffic
 from serving_releases import Truth, damages, release
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from fault_bugs import BUGS
-from fault_patience import until
 from fault_points import Plan
 from fault_run import CrashRun, Report
 from fault_writer import PROCESSES
+from patience import happens
 from services import KafkaBroker, RedisServer
 from stream_logs import LogUnderTest
 
@@ -116,20 +116,20 @@ def test_no_thread_of_the_fork_server_is_forked() -> None:
     assert threads[0] == 1
 
 
-def wait_a_second(flag: Any, begun: Any) -> None:
+def wait_two_seconds(flag: Any, begun: Any) -> None:
     begun[0] = 1
-    raise SystemExit(0 if until(lambda: bool(flag[0]), 1.0) else 1)
+    raise SystemExit(0 if happens(lambda: bool(flag[0]), 2.0) else 1)
 
 
 @pytest.mark.parametrize("comes", [True, False])
 def test_time_in_which_the_harness_stood_still_is_not_waited(comes: bool) -> None:
     flag, begun = PROCESSES.RawArray("b", 1), PROCESSES.RawArray("b", 1)
-    process = PROCESSES.Process(target=wait_a_second, args=(flag, begun))
+    process = PROCESSES.Process(target=wait_two_seconds, args=(flag, begun))
     process.start()
-    assert until(lambda: bool(begun[0]), 60.0)
+    assert happens(lambda: bool(begun[0]), 60.0)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGSTOP)
-    time.sleep(1.5)
+    time.sleep(2.5)
     os.kill(process.pid, signal.SIGCONT)
     time.sleep(0.2)
     flag[0] = comes
@@ -142,7 +142,7 @@ def test_a_stuck_writer_tells_what_its_threads_do(tmp_path: Path) -> None:
     run = CrashRun(log, HistoryConfig(store="rocksdb", path=str(tmp_path / "store")), seed=1)
     writer = run._start(Plan())
     try:
-        assert until(lambda: "_round" in run._stacks(writer), 30.0)
+        assert happens(lambda: "_round" in run._stacks(writer), 30.0)
     finally:
         run._kill(writer, "any time")
         run._close()

@@ -18,9 +18,10 @@ import httpx
 import psutil
 import pytest
 import ray
+from patience import until
 from ray import serve
 from serve_kit import Application
-from service_kit import BASE_TS, another_release, event, service_config, until
+from service_kit import BASE_TS, another_release, event, service_config
 
 from hymirec import HyMiRec
 from hymirec.artifacts import read_manifest

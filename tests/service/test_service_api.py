@@ -8,7 +8,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from service_kit import BASE_TS, LocalService, another_release, event, service_config, until
+from patience import until
+from service_kit import BASE_TS, LocalService, another_release, event, service_config
 
 from hymirec import HyMiRec
 from hymirec.artifacts import read_manifest

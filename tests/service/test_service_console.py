@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from patience import until
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from service_kit import LocalService, event, service_config, until
+from service_kit import LocalService, event, service_config
 
 from hymirec.service.page import PARTS
 

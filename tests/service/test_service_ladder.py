@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from service_kit import BASE_TS, LocalService, event, service_config, until
+from patience import until
+from service_kit import BASE_TS, LocalService, event, service_config
 
 from hymirec.answers import Query, Recommendations
 from hymirec.config import LimitsConfig

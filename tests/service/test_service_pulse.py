@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from service_kit import LocalService, another_release, event, service_config, until
+from patience import until
+from service_kit import LocalService, another_release, event, service_config
 from tiny_run import ITEMS, trending
 
 from hymirec import HyMiRec

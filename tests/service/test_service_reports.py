@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from service_kit import LocalService, Recorder, another_release, event, service_config, until
+from patience import until
+from service_kit import LocalService, Recorder, another_release, event, service_config
 
 from hymirec import telemetry as t
 from hymirec.artifacts import read_manifest

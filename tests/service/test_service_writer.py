@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from service_kit import LocalService, another_release, event, service_config, until
+from patience import until
+from service_kit import LocalService, another_release, event, service_config
 
 from hymirec.artifacts import read_manifest
 from hymirec.config import HistoryConfig

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_SECONDS, until
 from stream_logs import LogUnderTest
 
 from hymirec.catalog.events import ACTIONS, Event
@@ -58,13 +59,6 @@ def keys(*items: int) -> list[int]:
     return [item_key(item) for item in items]
 
 
-def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.02)
-
-
 def user_of(opened: EventLog, partition: int) -> str:
     """A user whose messages go to a partition (found by sending a letter that is not an event)."""
     producer = opened.producer()
@@ -78,7 +72,7 @@ def test_events_are_applied_and_the_status_tells(log: LogUnderTest, store: Histo
     touched: list[str] = []
     consumer = start(store, on_applied=touched.extend)
     places = log.open().producer().send([message(1), message(2, "v"), message(3)])
-    assert consumer.wait_for(places, 10)
+    assert consumer.wait_for(places, PATIENCE_SECONDS)
     assert store.read("u").keys.tolist() == keys(1, 3)
     assert store.read("u").actions.tolist() == [ACTIONS["view"]] * 2
     assert store.read("u").as_of == 1003
@@ -98,11 +92,11 @@ def test_events_are_applied_and_the_status_tells(log: LogUnderTest, store: Histo
 def test_a_restart_goes_on_at_the_stored_position(log: LogUnderTest, store: HistoryStore, start: Start) -> None:
     producer = log.open().producer()
     first = start(store)
-    assert first.wait_for(producer.send([message(i) for i in range(30)]), 10)
+    assert first.wait_for(producer.send([message(i) for i in range(30)]), PATIENCE_SECONDS)
     first.stop()
     places = producer.send([message(i) for i in range(30, 50)])
     second = start(store)
-    assert second.wait_for(places, 10)
+    assert second.wait_for(places, PATIENCE_SECONDS)
     assert second.status().counts["applied"] == 20
     assert store.read("u").keys.tolist() == keys(*range(50))
 
@@ -110,7 +104,7 @@ def test_a_restart_goes_on_at_the_stored_position(log: LogUnderTest, store: Hist
 def test_repeated_event_ids_and_late_events(log: LogUnderTest, store: HistoryStore, start: Start) -> None:
     sent = [message(1, ts=50), message(2, ts=10), message(1, ts=50), message(3, ts=50), message(4, ts=20)]
     consumer = start(store)
-    assert consumer.wait_for(log.open().producer().send(sent), 10)
+    assert consumer.wait_for(log.open().producer().send(sent), PATIENCE_SECONDS)
     assert store.read("u").keys.tolist() == keys(2, 4, 1, 3)
     assert consumer.status().counts["duplicates"] == 1
 
@@ -134,7 +128,7 @@ def test_poison_is_a_dead_letter_once_and_the_rest_goes_on(
     producer = log.open().producer()
     places = producer.send([message(1), *(("u", value) for value in poison), message(2)])
     consumer = start(store)
-    assert consumer.wait_for(places, 10)
+    assert consumer.wait_for(places, PATIENCE_SECONDS)
     assert store.read("u").keys.tolist() == keys(1, 2)
     path = log._path / f"{log.config.dead_letter_topic}.jsonl"
     letters = [json.loads(line) for line in path.read_text().splitlines()]
@@ -146,7 +140,7 @@ def test_poison_is_a_dead_letter_once_and_the_rest_goes_on(
     (partition,) = {place[0] for place in places}
     store.reset_position(log.topic, partition, None)
     again = start(store)
-    assert again.wait_for(places, 10)
+    assert again.wait_for(places, PATIENCE_SECONDS)
     assert len(path.read_text().splitlines()) == len(poison)
     assert store.read("u").count == 2
 
@@ -157,7 +151,7 @@ def test_unknown_actions_and_times_in_the_future_are_put_right_and_counted(
     now = int(time.time())
     future = {"event_id": "f", "user_id": 7, "item_id": 8, "ts": now + 10_000_000, "action": "teleport", "extra": 1}
     consumer = start(store)
-    assert consumer.wait_for(log.open().producer().send([("7", json.dumps(future).encode())]), 10)
+    assert consumer.wait_for(log.open().producer().send([("7", json.dumps(future).encode())]), PATIENCE_SECONDS)
     history = store.read("7")
     assert history.keys.tolist() == keys(8)
     assert abs(int(history.ts[0]) - now) < 60
@@ -171,13 +165,13 @@ def test_an_erased_user_stays_erased_when_the_log_is_replayed(
     sent = [message(1), message(2), message(3, "v"), erase_message("u"), message(4)]
     places = log.open().producer().send(sent)
     consumer = start(store)
-    assert consumer.wait_for(places, 10)
+    assert consumer.wait_for(places, PATIENCE_SECONDS)
     assert store.read("u").keys.tolist() == keys(4)
     consumer.stop()
     for partition in {place[0] for place in places}:
         store.reset_position(log.topic, partition, None)
     again = start(store)
-    assert again.wait_for(places, 10)
+    assert again.wait_for(places, PATIENCE_SECONDS)
     assert store.read("u").keys.tolist() == keys(4)
     assert store.read("v").keys.tolist() == keys(3)
     assert again.status().counts["suppressed"] == 3
@@ -204,7 +198,7 @@ def test_what_was_read_before_the_topic_was_found_to_be_another_one_is_not_appli
     consumer.start()
     try:
         places = opened.producer().send(sent[:10])
-        assert consumer.wait_for(places, 10)
+        assert consumer.wait_for(places, PATIENCE_SECONDS)
         log.open().producer().send(sent[10:])
         until(lambda: "created again" in consumer.status().problems.get(str(places[0][0]), ""))
         assert store.read("u").keys.tolist() == keys(*range(10))
@@ -216,7 +210,7 @@ def test_a_topic_created_again_stands_still_until_an_operator_decides(
     log: LogUnderTest, store: HistoryStore, start: Start
 ) -> None:
     consumer = start(store)
-    assert consumer.wait_for(log.open().producer().send([message(i) for i in range(10)]), 10)
+    assert consumer.wait_for(log.open().producer().send([message(i) for i in range(10)]), PATIENCE_SECONDS)
     log.recreate()
     # Filled beyond the old position: only the topic's id tells.
     places = log.open().producer().send([message(100 + i) for i in range(20)])
@@ -229,10 +223,10 @@ def test_a_topic_created_again_stands_still_until_an_operator_decides(
     assert consumer.status().alive
     # The other partition had no position: the new topic is its first.
     other = user_of(log.open(), 1 - partition)
-    assert consumer.wait_for(log.open().producer().send([message(7, other)]), 10)
+    assert consumer.wait_for(log.open().producer().send([message(7, other)]), PATIENCE_SECONDS)
     assert store.read("u").count == 10
     store.reset_position(log.topic, partition, Position(consumer.status().topic_id, 0))
-    assert consumer.wait_for(places, 10)
+    assert consumer.wait_for(places, PATIENCE_SECONDS)
     until(lambda: consumer.status().ready)
     assert store.read("u").keys.tolist() == keys(*range(10), *range(100, 120))
 
@@ -245,12 +239,12 @@ def test_a_log_restored_from_an_old_copy_is_out_of_range_and_others_go_on(
     shutil.copytree(log._path, tmp_path / "copy")
     consumer = start(store)
     places = opened.producer().send([message(i) for i in range(1, 10)])
-    assert consumer.wait_for(places, 10)
+    assert consumer.wait_for(places, PATIENCE_SECONDS)
     consumer.stop()
     shutil.rmtree(log._path)
     shutil.copytree(tmp_path / "copy", log._path)
     again = start(store)
-    assert again.wait_for(log.open().producer().send([message(70, other)]), 10)
+    assert again.wait_for(log.open().producer().send([message(70, other)]), PATIENCE_SECONDS)
     problem = again.status().problems[str(places[0][0])]
     assert "the stored position is" in problem
     assert "reset-position" in problem
@@ -270,7 +264,7 @@ def test_a_damaged_message_stops_its_partition_only(log: LogUnderTest, store: Hi
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
     consumer = start(store)
-    assert consumer.wait_for(opened.producer().send([message(50, other)]), 10)
+    assert consumer.wait_for(opened.producer().send([message(50, other)]), PATIENCE_SECONDS)
     until(lambda: str(partition) in consumer.status().problems)
     assert "is damaged" in consumer.status().problems[str(partition)]
     assert store.read("u").keys.tolist() == keys(*range(store.read("u").count))
@@ -279,10 +273,10 @@ def test_a_damaged_message_stops_its_partition_only(log: LogUnderTest, store: Hi
 
 def test_added_partitions_are_read(log: LogUnderTest, store: HistoryStore, start: Start) -> None:
     consumer = start(store)
-    assert consumer.wait_for(log.open().producer().send([message(1)]), 10)
+    assert consumer.wait_for(log.open().producer().send([message(1)]), PATIENCE_SECONDS)
     log.add_partition()
     user = user_of(log.open(), 2)
-    assert consumer.wait_for(log.open().producer().send([message(2, user)]), 10)
+    assert consumer.wait_for(log.open().producer().send([message(2, user)]), PATIENCE_SECONDS)
     assert store.read(user).keys.tolist() == keys(2)
 
 
@@ -305,7 +299,7 @@ def test_a_store_that_fails_is_told_and_nothing_is_lost_when_it_is_back(log: Log
     assert not consumer.status().ready
     assert consumer.status().heartbeat_age < 5
     store.failing = False
-    assert consumer.wait_for(places, 10)
+    assert consumer.wait_for(places, PATIENCE_SECONDS)
     until(lambda: consumer.status().ready)
     assert [store.read(f"u{user}").keys.tolist() for user in range(3)] == [keys(*range(u, 30, 3)) for u in range(3)]
 
@@ -316,7 +310,7 @@ def test_batches_that_wait_in_memory_are_published_when_they_are_written_and_a_s
     store = MemoryStore(HistoryConfig(store="memory", flush_events=10_000, flush_seconds=3600))
     consumer = start(store)
     places = log.open().producer().send([message(i, f"u{i % 3}") for i in range(30)])
-    assert consumer.wait_for(places, 10)
+    assert consumer.wait_for(places, PATIENCE_SECONDS)
     assert [store.read(f"u{user}").count for user in range(3)] == [10, 10, 10]
     assert (store.written(log.config.topic), list(store._values)) == ({}, [])
     consumer.stop()
@@ -328,7 +322,7 @@ def test_no_batch_waits_longer_than_it_may_when_no_event_follows(log: LogUnderTe
     store = MemoryStore(HistoryConfig(store="memory", flush_events=10_000, flush_seconds=0.5))
     consumer = start(store)
     places = log.open().producer().send([message(1)])
-    assert consumer.wait_for(places, 10)
+    assert consumer.wait_for(places, PATIENCE_SECONDS)
     until(lambda: store.written(log.config.topic) == {places[0][0]: 1}, 5)
 
 
@@ -338,14 +332,14 @@ def test_a_damaged_history_stops_its_partition_only(log: LogUnderTest, start: St
     opened = log.open()
     consumer = start(store)
     first = opened.producer().send([message(1)])
-    assert consumer.wait_for(first, 10)
+    assert consumer.wait_for(first, PATIENCE_SECONDS)
     key = next(key for key in store._values if key.startswith(b"m"))
     store._values[key] = store._values[key][:-1] + b"\0"
     opened.producer().send([message(2)])
     until(lambda: str(first[0][0]) in consumer.status().problems)
     assert "checksum" in consumer.status().problems[str(first[0][0])]
     other = user_of(opened, 1 - first[0][0])
-    assert consumer.wait_for(opened.producer().send([message(3, other)]), 10)
+    assert consumer.wait_for(opened.producer().send([message(3, other)]), PATIENCE_SECONDS)
     assert store.read(other).count == 1
 
 
@@ -354,7 +348,7 @@ def test_two_writers_by_mistake_double_nothing(log: LogUnderTest, store: History
     producer = log.open().producer()
     for i in range(0, 300, 10):
         places = producer.send([message(j, f"u{j % 7}") for j in range(i, i + 10)])
-    assert all(consumer.wait_for(places, 15) for consumer in consumers)
+    assert all(consumer.wait_for(places, PATIENCE_SECONDS) for consumer in consumers)
     total = [store.read(f"u{user}").keys.tolist() for user in range(7)]
     assert total == [keys(*range(user, 300, 7)) for user in range(7)]
     assert sum(consumer.status().counts.get("duplicates", 0) for consumer in consumers) == 0
@@ -386,13 +380,13 @@ def test_a_partition_of_poison_stands_still_until_its_position_is_moved(
     letters = consumer.status().counts.get("rejected_malformed", 0)
     assert letters == max(0, position - 400) <= 500
     # The other one goes on, and nothing flaps.
-    assert consumer.wait_for(producer.send([message(1, other)]), 10)
+    assert consumer.wait_for(producer.send([message(1, other)]), PATIENCE_SECONDS)
     time.sleep(0.5)
     assert consumer.status().problems == {str(partition): problem}
     assert store.read("u").count == min(position, 400)
     topic_id = consumer.status().topic_id
     store.reset_position(log.topic, partition, Position(topic_id, refused[-1][1] + 1))
-    assert consumer.wait_for(producer.send([message(1_000)]), 10)
+    assert consumer.wait_for(producer.send([message(1_000)]), PATIENCE_SECONDS)
     assert store.read("u").keys.tolist() == keys(*range(min(position, 400)), 1_000)
     until(lambda: consumer.status().ready)
     assert good[0][0] == partition
@@ -422,7 +416,7 @@ def test_batches_are_measured(log: LogUnderTest, store: HistoryStore, start: Sta
 
     consumer = start(store, observe=observe)
     begun = time.time()
-    assert consumer.wait_for(log.open().producer().send([message(i) for i in range(20)]), 10)
+    assert consumer.wait_for(log.open().producer().send([message(i) for i in range(20)]), PATIENCE_SECONDS)
     until(lambda: sum(seen.get("hymirec_apply_events", [])) == 20)
     consumer.stop()
     assert set(seen) == {"hymirec_apply_events", "hymirec_apply_seconds", "hymirec_event_visible_seconds"}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import redis
+from patience import until
 from services import KafkaBroker, RedisServer
 from stream_logs import LogUnderTest
 
@@ -24,13 +24,6 @@ GROUPS = [("kafka-python", "classic"), ("confluent", "classic"), ("confluent", "
 
 def message(i: int) -> tuple[str, bytes]:
     return event_message(Event(event_id=f"e{i}", user_id=f"u{i % USERS}", item_id=str(i), ts=1000 + i))
-
-
-def until(condition: Callable[[], bool], seconds: float = 40.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.05)
 
 
 def everything(store: HistoryStore) -> list[list[int]]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from patience import until
 from stream_logs import LogUnderTest
 
 from hymirec.errors import PositionOutOfRangeError, SourceUnavailableError
@@ -33,13 +33,6 @@ def take(source: EventSource, count: int, seconds: float = 20.0) -> list[Message
     while len(found) < count and time.monotonic() < deadline:
         found += source.poll(0.1, 1000)
     return found
-
-
-def until(condition: Callable[[], bool], seconds: float = 90.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.05)
 
 
 def start(source: EventSource) -> None:
@@ -155,7 +148,7 @@ def test_added_partitions_are_found(log: LogUnderTest) -> None:
     source = opened.source(group=False)
     start(source)
     log.add_partition()
-    until(lambda: 2 in source.assigned(), seconds=25)
+    until(lambda: 2 in source.assigned())
     assert source.waiting() == {2}
     source.close()
 

@@ -11,13 +11,14 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 from cli_kit import hymirec
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
+from patience import PATIENCE_SECONDS, until
 from services import KafkaBroker, RedisServer
 from stream_logs import LogUnderTest
 
@@ -28,7 +29,6 @@ from hymirec.history import HistoryStore, open_store
 from hymirec.streaming import HistoryConsumer, event_message
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(1500)]
-PATIENCE_SECONDS = 90.0
 
 
 def message(i: int) -> tuple[str, bytes]:
@@ -97,13 +97,6 @@ class Scene:
 
     def recovers(self) -> None:
         until(lambda: self.consumer.status().ready)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.05)
 
 
 @pytest.fixture(params=["kafka-python", "confluent"])
