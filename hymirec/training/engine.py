@@ -186,7 +186,7 @@ class DeepSpeedEngine:
             },
         )
         if self._alone:
-            # That, and a norm parameter by parameter, were 3 % of a step on a CPU.
+            # Adding up with nobody, and a norm parameter by parameter, were 3 % of a step on a CPU.
             self._engine.enable_backward_allreduce = False
 
     @property

@@ -1,7 +1,7 @@
 """The processes that a crash run starts: a writer, to be killed, and a producer.
 
 They come from a fork server that has the library loaded, so that a process costs milliseconds and no thread is forked:
-that of Arrow's allocator is switched off there, since a few children in a thousand hung on a busy machine.
+that of Arrow's allocator is switched off there. A few children in a thousand hung on a busy machine, probably for it.
 """
 
 from __future__ import annotations
