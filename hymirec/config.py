@@ -365,9 +365,7 @@ class BaselineConfig(Config):
     patch: PatchConfig = PatchConfig()
     trend: TrendConfig = TrendConfig(weights=())
     negatives: int | None = Field(None, ge=0, description=NEGATIVES)
-    mask_false_negatives: float = Field(
-        0.99, gt=0, le=1, description="models of texts: below 1 items of the target's own text are no negatives"
-    )
+    mask_same_text: bool = Field(True, description="models of texts: items of the target's own text are no negatives")
     scale: float = Field(14.2857, gt=0, le=100, description="start of the learnable scale (1/temperature), cap 100")
     optim: OptimConfig = OptimConfig(epochs=12, batch_size=64, lr=2e-3, ema=0.995)
 

@@ -184,7 +184,7 @@ def test_a_request_is_answered_with_the_state_of_training(kind: str, sequences: 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_whole_catalogue_as_sampled_negatives_is_the_full_softmax(kind: str, sequences: Sequences) -> None:
-    model = built(kind, TEXTS, mask_false_negatives=1.0).train()
+    model = built(kind, TEXTS, mask_same_text=False).train()
     batch = batch_of(sequences, model)
     full = model(batch)["loss"]
     sampled = model(batch | {"negatives": torch.randperm(ITEMS).reshape(len(batch["mask"]), -1)})["loss"]
@@ -194,7 +194,7 @@ def test_the_whole_catalogue_as_sampled_negatives_is_the_full_softmax(kind: str,
 @pytest.mark.parametrize("kind", KINDS)
 def test_items_of_one_text_are_no_negatives_of_each_other(kind: str, sequences: Sequences) -> None:
     double = built(kind, [*TEXTS, TEXTS[0]]).train()
-    single = built(kind, TEXTS, mask_false_negatives=1.0).train()
+    single = built(kind, TEXTS, mask_same_text=False).train()
     batch = batch_of(sequences, double)
     batch["next"] = torch.where(batch["next"] >= 0, 0, -1)
     single.load_state_dict(double.state_dict())

@@ -174,7 +174,7 @@ class SequentialBaseline(nn.Module, ABC):
     def _same(self, negatives_M: Tensor | None) -> Callable[[Tensor], Tensor] | None:
         """Which candidates have a target's text; None for a tower that does not read texts."""
         text_N = self.tower.text_N
-        if text_N is None or self.settings.mask_false_negatives == 1:
+        if text_N is None or not self.settings.mask_same_text:
             return None
         text_M = text_N if negatives_M is None else text_N[negatives_M]
         return lambda target_R: text_N[target_R][:, None] == text_M
